@@ -1,0 +1,1 @@
+"""Randomness as a function, and which worker reads which sample when."""
