@@ -1,0 +1,193 @@
+"""Recipes as frozen dataclasses: checked when made, every field a flag, a JSON round trip.
+
+A recipe holds the numbers of an experiment, nothing about a machine or a path. A recipe that differs
+is `dataclasses.replace(RECIPES["resnest50"], crop_px=256)`; there is no inheritance and no merging.
+"""
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from typing import Optional
+
+from gluon_resnest.errors import UserError, nearest
+
+
+def setting(default, help, *, choices=None, low=None, high=None):
+    """Declares a recipe field: its default, the sentence `--help` shows, and what it may be.
+
+    Args:
+      default: value, or `dataclasses.MISSING` where every recipe must say.
+      help: one sentence with unit and source.
+      choices: allowed values.
+      low, high: inclusive range of a number.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+REQUIRED = dataclasses.MISSING
+
+
+class Recipe:
+    """Behaviour shared by the recipe dataclasses: checks, overrides, JSON."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+
+    def to_json(self):
+        """Returns a dict of plain values that `from_json` turns back into an equal recipe."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values):
+        """Makes a recipe from `to_json`'s dict; an unknown or missing key is an error."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(f"{cls.__name__} has no field {name!r}{nearest(name, known)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"{cls.__name__} cannot be made from the given fields: "
+                            f"{error}") from error
+
+
+def _plain_type(field):
+    """Returns (type, may be None) of a field annotated `T` or `Optional[T]`."""
+    arguments = typing.get_args(field.type)
+    if arguments:
+        return arguments[0], True
+    return field.type, False
+
+
+def _check(field, value):
+    kind, optional = _plain_type(field)
+    if value is None and optional:
+        return
+    number = (int, float) if kind is float else kind
+    if not isinstance(value, number) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{field.name} must be {kind.__name__}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{field.name} must be finite, got {value!r}")
+    rule = field.metadata
+    if rule.get("choices") and value not in rule["choices"]:
+        raise UserError(f"{field.name} must be one of {', '.join(map(str, rule['choices']))}, "
+                        f"got {value!r}{nearest(value, rule['choices'])}")
+    if rule.get("low") is not None and value < rule["low"]:
+        raise UserError(f"{field.name} must be at least {rule['low']}, got {value!r}")
+    if rule.get("high") is not None and value > rule["high"]:
+        raise UserError(f"{field.name} must be at most {rule['high']}, got {value!r}")
+
+
+def parse(field, text):
+    """Returns the value that `text`, a word of the command line, means for `field`."""
+    kind, optional = _plain_type(field)
+    if optional and text.lower() == "none":
+        return None
+    if kind is bool:
+        truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if text.lower() not in truth:
+            raise UserError(f"{field.name} must be true or false, got {text!r}")
+        return truth[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{field.name} must be {kind.__name__}, got {text!r}") from None
+
+
+def override(recipe, texts):
+    """Returns a copy of `recipe` with the fields of `texts` (name -> word) replaced and checked."""
+    fields = {field.name: field for field in dataclasses.fields(recipe)}
+    for name in texts:
+        if name not in fields:
+            raise UserError(f"{type(recipe).__name__} has no field {name!r}"
+                            f"{nearest(name, fields)}")
+    return dataclasses.replace(
+        recipe, **{name: parse(fields[name], text) for name, text in texts.items()})
+
+
+@dataclass(frozen=True)
+class ClassificationRecipe(Recipe):
+    """Numbers of one classification experiment. Durations are epochs, the batch is global."""
+
+    network: str = setting(REQUIRED, "network by its zoo name")
+    source: str = setting(REQUIRED, "where the numbers come from")
+    classes: int = setting(1000, "number of classes", low=1)
+    # schedule
+    epochs: int = setting(270, "passes over the training set (paper, 5.1)", low=1)
+    batch: int = setting(8192, "images per step over all workers (paper, 5.1)", low=1)
+    base_lr: float = setting(0.1, "learning rate per 256 images; the peak is base_lr * batch / "
+                             "256 (paper, 4.2)", low=0.0)
+    lr: Optional[float] = setting(None, "peak learning rate instead of base_lr * batch / 256",
+                                  low=0.0)
+    warmup_epochs: float = setting(5.0, "epochs of linear warm-up from zero (paper, 4.2)", low=0.0)
+    optimizer: str = setting("nag", "update rule", choices=("nag", "sgd", "adam"))
+    momentum: float = setting(0.9, "momentum of nag and sgd (paper, 5.1)", low=0.0, high=1.0)
+    wd: float = setting(1e-4, "weight decay (paper, 5.1)", low=0.0)
+    decay_bias_and_norm: bool = setting(False, "decay gamma, beta and biases too (paper, 4.2: no)")
+    last_gamma: bool = setting(True, "start the last gamma of each block at zero (paper, 4.2)")
+    seed: int = setting(0, "seed of every random choice", low=0)
+    # regularisation of the network
+    dropblock: float = setting(0.1, "DropBlock probability of stages 3 and 4 at the end of the "
+                               "linear ramp from 0", low=0.0, high=0.5)
+    dropblock_rule: str = setting("published", "seed rate of DropBlock (decision 0001)",
+                                  choices=("published", "exact"))
+    dropblock_mask: str = setting("batch", "one DropBlock mask per batch or per sample",
+                                  choices=("batch", "sample"))
+    final_drop: Optional[float] = setting(None, "dropout before the classifier; none: the "
+                                          "network's own (0.2 for 200 and 269)", low=0.0, high=0.9)
+    # targets
+    label_smoothing: float = setting(0.1, "eta of label smoothing (paper, eq. 5)", low=0.0,
+                                     high=1.0)
+    smoothing_formula: str = setting("uniform", "uniform: eta/K everywhere, as the released "
+                                     "weights; paper: eq. 5", choices=("uniform", "paper"))
+    mixup_alpha: float = setting(0.2, "mixup: lambda ~ Beta(alpha, alpha); 0 is off (paper, 4.2)",
+                                 low=0.0)
+    mixup_mode: str = setting("batch", "batch: one lambda per worker and step, as the released "
+                              "weights; example: one per image, as the paper says",
+                              choices=("batch", "example"))
+    mixup_off_epochs: int = setting(0, "last epochs without mixup and CutMix", low=0)
+    cutmix_alpha: float = setting(0.0, "CutMix: lambda ~ Beta(alpha, alpha); 0 is off", low=0.0)
+    # images
+    crop_px: int = setting(224, "side of a training image", low=8)
+    auto_augment: str = setting("authors", "policy: the list of the authors' code, the AutoAugment "
+                                "paper's, RandAugment, or none",
+                                choices=("authors", "paper", "randaugment", "none"))
+    crop_rule: str = setting("auto", "random crop: gluon, efficientnet, or auto (efficientnet "
+                             "from 320 px)", choices=("auto", "gluon", "efficientnet"))
+    jitter: float = setting(0.4, "brightness, contrast and saturation jitter", low=0.0, high=1.0)
+    lighting: float = setting(0.1, "PCA lighting noise, standard deviation", low=0.0)
+    erase_prob: float = setting(0.0, "probability of random erasing", low=0.0, high=1.0)
+    flip: bool = setting(True, "mirror half of the training images")
+    data_order: str = setting("global", "global: one permutation per epoch over all workers; "
+                              "shards: fixed shards, reshuffled inside (paper, 5.1)",
+                              choices=("global", "shards"))
+    remainder: str = setting("fill", "last step of an epoch: filled from the next permutation, or "
+                             "discarded", choices=("fill", "discard"))
+    # distillation
+    teacher: str = setting("", "zoo name of a teacher network; empty: no distillation")
+    temperature: float = setting(20.0, "softening of the distillation", low=1e-3)
+    hard_weight: float = setting(0.5, "share of the true labels in distillation", low=0.0,
+                                 high=1.0)
+    # evaluation
+    eval_px: int = setting(224, "crop of an evaluation image (paper, Tables 1 and 4)", low=8)
+    eval_protocol: str = setting("gluon", "resize rule before the evaluation crop",
+                                 choices=("gluon", "torch", "paper"))
+    eval_every: int = setting(5, "epochs between evaluations", low=1)
+    expect_top1: Optional[float] = setting(None, "published top-1 in percent", low=0.0, high=100.0)
+    tolerance: float = setting(0.3, "accepted distance below expect_top1, in points", low=0.0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"warmup_epochs (={self.warmup_epochs:g}) must be smaller than epochs "
+                            f"(={self.epochs}); lower it, for example to 0")
+        if self.mixup_alpha and self.cutmix_alpha and self.mixup_mode == "example":
+            raise UserError("mixup and CutMix together draw one of them per batch; use "
+                            "mixup_mode=batch, or set one alpha to 0")
+
+    @property
+    def peak_lr(self):
+        """The learning rate after warm-up: `lr`, or base_lr * batch / 256 (paper, 4.2)."""
+        return self.base_lr * self.batch / 256 if self.lr is None else self.lr
