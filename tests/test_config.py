@@ -1,0 +1,60 @@
+import dataclasses
+import json
+
+import pytest
+
+from gluon_resnest.config import ClassificationRecipe, override
+from gluon_resnest.errors import UserError
+
+RECIPE = ClassificationRecipe(network="resnest14", source="a test")
+
+
+def test_json_round_trip_is_identity():
+    changed = override(RECIPE, {"lr": "0.25", "final_drop": "none", "flip": "false"})
+    assert ClassificationRecipe.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+
+
+def test_every_field_has_help():
+    for field in dataclasses.fields(ClassificationRecipe):
+        assert field.metadata["help"], field.name
+
+
+def test_override_leaves_the_original_alone():
+    assert override(RECIPE, {"batch": "256"}).batch == 256
+    assert RECIPE.batch == 8192
+
+
+@pytest.mark.parametrize("batch, peak", [(8192, 3.2), (4096, 1.6), (2048, 0.8), (1024, 0.4)])
+def test_peak_lr_scales_linearly_with_the_batch(batch, peak):
+    # the peaks of the published commands: lr per worker times workers
+    assert dataclasses.replace(RECIPE, batch=batch).peak_lr == pytest.approx(peak, rel=1e-12)
+
+
+def test_explicit_lr_wins():
+    assert dataclasses.replace(RECIPE, lr=0.05).peak_lr == 0.05
+
+
+@pytest.mark.parametrize("words, message", [
+    ({"crop_pz": "256"}, "no field 'crop_pz'; did you mean 'crop_px'"),
+    ({"epochs": "many"}, "epochs must be int, got 'many'"),
+    ({"base_lr": "-1"}, "base_lr must be at least 0.0, got -1.0"),
+    ({"base_lr": "nan"}, "base_lr must be finite"),
+    ({"auto_augment": "author"}, "did you mean 'authors'"),
+    ({"last_gamma": "perhaps"}, "last_gamma must be true or false"),
+    ({"epochs": "5"}, "warmup_epochs .* must be smaller than epochs"),
+    ({"cutmix_alpha": "1", "mixup_mode": "example"}, "one of them per batch"),
+])
+def test_mistakes_answer_back(words, message):
+    with pytest.raises(UserError, match=message):
+        override(RECIPE, words)
+
+
+def test_unknown_key_of_a_file_is_an_error():
+    values = dict(RECIPE.to_json(), crop_pz=3)
+    with pytest.raises(UserError, match="no field 'crop_pz'"):
+        ClassificationRecipe.from_json(values)
+
+
+def test_missing_key_of_a_file_is_an_error():
+    with pytest.raises(UserError, match="network"):
+        ClassificationRecipe.from_json({"source": "x"})
