@@ -1,0 +1,48 @@
+"""Split-Attention convolution (paper, section 3 and appendix A), in its radix-major form."""
+from mxnet.gluon import nn
+
+
+class SplitAttention(nn.HybridBlock):
+    """Convolves into `radix` splits and adds them up, each weighted per channel by what all see.
+
+    Input (N, C_in, H, W), output (N, C, H', W'). Letters as in the paper: radix r splits in each
+    of `cardinality` g groups; the channels of the convolution are ordered radix-major, those of
+    `fc2` cardinality-major, which is what the published weights hold.
+
+    Args:
+      channels: C, channels of the output.
+      in_channels: C_in.
+      norm: constructor of a normalisation layer, called with `in_channels`.
+      radix: r >= 1; r = 1 is squeeze-and-excitation with a normalised squeeze.
+      cardinality: g >= 1.
+      strides, dilation: of the 3x3 convolution.
+      conv: constructor of the 3x3 convolution, called like `nn.Conv2D`.
+    """
+
+    def __init__(self, channels, *, in_channels, norm, radix=2, cardinality=1, strides=1,
+                 dilation=1, conv=nn.Conv2D):
+        super().__init__()
+        self._radix, self._cardinality, self._channels = radix, cardinality, channels
+        hidden = max(in_channels * radix // 4, 32)
+        self.conv = conv(channels * radix, 3, strides, dilation, dilation,
+                         groups=cardinality * radix, use_bias=False, in_channels=in_channels)
+        self.bn = norm(in_channels=channels * radix)
+        self.relu = nn.Activation("relu")
+        self.fc1 = nn.Conv2D(hidden, 1, in_channels=channels, groups=cardinality)
+        self.bn1 = norm(in_channels=hidden)
+        self.relu1 = nn.Activation("relu")
+        self.fc2 = nn.Conv2D(channels * radix, 1, in_channels=hidden, groups=cardinality)
+
+    def hybrid_forward(self, F, x):
+        r, g = self._radix, self._cardinality
+        x = self.relu(self.bn(self.conv(x)))                          # (N, r*c, H, W), radix-major
+        splits = F.split(x, num_outputs=r, axis=1) if r > 1 else [x]  # r times (N, c, H, W)
+        total = splits[0] if r == 1 else F.add_n(*splits)
+        pooled = F.contrib.AdaptiveAvgPooling2D(total, output_size=1)  # (N, c, 1, 1)
+        logits = self.fc2(self.relu1(self.bn1(self.fc1(pooled))))      # (N, g*r*(c/g), 1, 1)
+        if r == 1:
+            return F.broadcast_mul(x, F.sigmoid(logits))
+        logits = F.swapaxes(F.reshape(logits, shape=(0, g, r, -1)), dim1=1, dim2=2)
+        gates = F.reshape(F.softmax(logits, axis=1), shape=(0, -1, 1, 1))
+        gates = F.split(gates, num_outputs=r, axis=1)
+        return F.add_n(*[F.broadcast_mul(s, gate) for s, gate in zip(splits, gates)])

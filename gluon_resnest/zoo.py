@@ -1,0 +1,220 @@
+"""The table: every network of the family by name, what it costs, and the weights published for it.
+
+Sources: paper tables 1 to 3; the authors' README and ablation.md; GluonCV's ResNeSt table.
+Parameter counts and MACs are measured on these very definitions (tests/test_zoo.py).
+"""
+import fnmatch
+import re
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import mxnet as mx
+
+from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.models.norm import norm_layer as norm_constructor
+from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published parameter file and how it is meant to be evaluated.
+
+    Attributes:
+      sha1: of each version, newest first.
+      crop_px: side of the evaluation crop.
+      top1, top5: per cent on the ImageNet validation set, published by `source`.
+      protocol: evaluation protocol of `data.transforms`.
+      mean, std: of the input's channels, for images in [0, 1].
+    """
+
+    sha1: Tuple[str, ...]
+    crop_px: int
+    top1: float
+    top5: Optional[float]
+    source: str
+    protocol: str = "gluon"
+    mean: Tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: Tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named network and its cost.
+
+    Attributes:
+      arch: what to build.
+      params: trainable parameters with 1000 classes; None where it was not declared.
+      gmacs: 1e9 multiply-accumulates of convolutions and dense layers on one 224x224 image.
+      weights: what was published for it, if anything was.
+    """
+
+    arch: Architecture
+    params: Optional[int] = None
+    gmacs: Optional[float] = None
+    weights: Optional[Weights] = None
+
+
+DEPTHS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 32: (2, 3, 3, 2), 50: (3, 4, 6, 3),
+          101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3), 269: (3, 30, 48, 8)}
+
+_GLUONCV = "GluonCV model zoo, ResNeSt table"
+_ABLATION = "zhanghang1989/ResNeSt, ablation.md"
+
+
+def _plain(depth, **changes):
+    """The flagship form: 2s1x64d, pooling after the 3x3; wide stem and dropout as they deepen."""
+    return Architecture(DEPTHS[depth], stem_width=64 if depth > 100 else 32,
+                        final_drop=0.2 if depth >= 200 else 0.0, **changes)
+
+
+def _fast(depth, radix, cardinality, width):
+    """The fast form (paper, table 2): narrow stem, pooling before the 3x3.
+
+    Radix 0 is the ResNet-D bottleneck, whose 3x3 convolution strides itself.
+    """
+    return Architecture(DEPTHS[depth], radix=radix, cardinality=cardinality,
+                        bottleneck_width=width, pool="before" if radix else None)
+
+
+def _report(depth, radix, cardinality, width):
+    """The form of the CIFAR-10 report: fast, with a pooling in the very first bottleneck too."""
+    return Architecture(DEPTHS[depth], radix=radix, cardinality=cardinality,
+                        bottleneck_width=width, pool="before", pool_first=True)
+
+
+VARIANTS = {
+    "resnest14": Variant(_plain(14, dropblock=0.0), 10611688, 2.75, Weights(
+        ("7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb",), 224, 75.75, 92.70, _GLUONCV)),
+    "resnest26": Variant(_plain(26), 17069448, 3.62, Weights(
+        ("364590740605b6a2b95f5bb77436d781a817436f",), 224, 78.68, 94.38, _GLUONCV)),
+    "resnest32": Variant(_report(32, 2, 1, 64)),
+    "resnest50": Variant(_plain(50), 27483240, 5.37, Weights(
+        ("bcfefe1dd1dd1ef5cfed5563123c1490ea37b42e",), 224, 81.04, 95.42, _GLUONCV)),
+    "resnest101": Variant(_plain(101), 48275016, 10.20, Weights(
+        ("5da943b3230f071525a98639945a6b3b3a45ac95",), 256, 82.83, 96.42, _GLUONCV)),
+    "resnest200": Variant(_plain(200), 70201544, 17.4, Weights(
+        ("0c5d117df664ace220aa6fc2922c094bb079d381",), 320, 83.86, 96.86, _GLUONCV)),
+    "resnest269": Variant(_plain(269), 110929480, 22.4, Weights(
+        ("11ae7f5da2bcdbad05ba7e84f9b74383e717f3e3",), 416, 84.53, 96.98, _GLUONCV)),
+
+    "resnest50_fast_0s1x64d": Variant(_fast(50, 0, 1, 64), None, 4.33),
+    "resnest50_fast_1s1x64d": Variant(_fast(50, 1, 1, 64), 26217896, 4.33, Weights(
+        ("5e16dbe56f1fba8e1bc2faddd91f874bfbd74193",), 224, 80.35, None, _ABLATION)),
+    "resnest50_fast_2s1x64d": Variant(_fast(50, 2, 1, 64), 27483240, 4.33, Weights(
+        ("85eb779a5e313d74b5e5390dae02aa8082a0f469",), 224, 80.65, None, _ABLATION)),
+    "resnest50_fast_4s1x64d": Variant(_fast(50, 4, 1, 64), 31912712, 4.34, Weights(
+        ("3f215532c6d8e07a10df116309993d4479fc3e4b",), 224, 80.90, None, _ABLATION)),
+    "resnest50_fast_1s2x40d": Variant(_fast(50, 1, 2, 40), 25946680, 4.37, Weights(
+        ("af3514c2ec757a3a9666a75b82f142ed47d55bee",), 224, 80.72, None, _ABLATION)),
+    "resnest50_fast_2s2x40d": Variant(_fast(50, 2, 2, 40), 26943792, 4.37, Weights(
+        ("2db13245aa4967cf5e8617cb4911880dd41628a4", "d4a7f303531a333d8ad5cf6f73cab84d0a2dd752"),
+        224, 80.84, None, _ABLATION)),
+    "resnest50_fast_4s2x40d": Variant(_fast(50, 4, 2, 40), 30417592, 4.37, Weights(
+        ("b24d515797832e02da4da9c8a15effd5e44cfb56", "1a9f15bcd4ffddd793acdea05de01f73b096e614"),
+        224, 81.17, None, _ABLATION)),
+    "resnest50_fast_1s4x24d": Variant(_fast(50, 1, 4, 24), 25677000, 4.40, Weights(
+        ("7318153ddb5e542a20cc6c58192f3c6209cff9ed",), 224, 80.97, None, _ABLATION)),
+    "resnest101_fast_2s1x64d": Variant(_fast(101, 2, 1, 64), 48170472, 8.05),
+
+    # The CIFAR-10 report's table I; its parameter counts are for 10 classes.
+    "resnest14_0s1x64d": Variant(_report(14, 0, 1, 64)),
+    "resnest14_1s1x64d": Variant(_report(14, 1, 1, 64)),
+    "resnest14_1s1x40d": Variant(_report(14, 1, 1, 40)),
+    "resnest14_1s2x64d": Variant(_report(14, 1, 2, 64)),
+    "resnest14_2s1x64d": Variant(_report(14, 2, 1, 64)),
+}
+
+# For tests and dry runs: every part of the network in a hundredth of its size.
+_HIDDEN = {"resnest_tiny": Variant(Architecture((1, 1, 1, 1), stem_width=8,
+                                                widths=(8, 16, 32, 64), bottleneck_width=64))}
+
+_GRAMMAR = re.compile(r"resnest(\d+)(_fast)?_(\d)s(\d+)x(\d+)d")
+
+
+def list_models(pattern="*"):
+    """Returns the names in the table that match a shell pattern such as "*fast*", in its order."""
+    return fnmatch.filter(VARIANTS, pattern)
+
+
+def variant(name):
+    """Returns the `Variant` of a name: a row of the table or resnest{depth}[_fast]_{r}s{g}x{w}d.
+
+    Raises:
+      UserError: if it is neither; names the nearest ones.
+    """
+    known = {**VARIANTS, **_HIDDEN}
+    if name in known:
+        return known[name]
+    spelled = _GRAMMAR.fullmatch(name)
+    if not spelled:
+        raise UserError(f"unknown model {name!r}, expected a name of list_models() or "
+                        f"resnest{{depth}}[_fast]_{{r}}s{{g}}x{{w}}d{nearest(name, VARIANTS)}")
+    depth, radix, cardinality, width = map(int, spelled.group(1, 3, 4, 5))
+    if depth not in DEPTHS or cardinality < 1 or width < 1:
+        raise UserError(f"{name!r} is spelled like a ResNeSt, but its depth must be one of "
+                        f"{', '.join(map(str, DEPTHS))}, its cardinality and width at least 1")
+    if spelled.group(2):
+        return Variant(_fast(depth, radix, cardinality, width))
+    return Variant(_plain(depth, radix=radix, cardinality=cardinality, bottleneck_width=width))
+
+
+def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_layer=None,
+              norm_kwargs=None, dilated=False, last_gamma=False, *, in_channels=3,
+              output_stride=None, dropblock=None, final_drop=None, features_only=False,
+              out_indices=(0, 1, 2, 3)):
+    """Builds a network by name; GluonCV's zoo answers for the names that are its own.
+
+    Args:
+      name: see `variant`; case does not matter.
+      pretrained: True for the newest published weights, or the first 8 digits of a version's SHA-1.
+      root: folder of weight files; None is that of `interop.store`.
+      ctx: where pretrained parameters go; None is the CPU.
+      classes: length of the logits.
+      norm_layer, norm_kwargs: see `models.norm.norm_layer`.
+      dilated: GluonCV's word for `output_stride=8`.
+      last_gamma: start each residual branch at zero.
+      in_channels: channels of the image.
+      output_stride: 8, 16 or 32 (the default).
+      dropblock, final_drop: probabilities; None takes the variant's.
+      features_only: return a `FeatureExtractor` of `out_indices` without a classifier.
+      out_indices: which of the four feature maps.
+
+    Raises:
+      UserError: if the name is unknown or an argument does not fit.
+    """
+    name = name.lower()
+    if not (name in VARIANTS or name in _HIDDEN or _GRAMMAR.fullmatch(name)):
+        return _from_gluoncv(name, pretrained, root, ctx, classes)
+    if dilated and output_stride not in (None, 8):
+        raise UserError(f"dilated=True means output_stride=8, got output_stride={output_stride!r}; "
+                        "give one of the two")
+    entry = variant(name)
+    net = ResNeSt(entry.arch, classes=classes, in_channels=in_channels,
+                  output_stride=8 if dilated else output_stride or 32,
+                  norm=norm_constructor(norm_layer, norm_kwargs), zero_last_gamma=last_gamma,
+                  dropblock=dropblock, final_drop=final_drop,
+                  prefix="resnetv1f_" if "_fast_" in name else "resnest_")
+    if pretrained:
+        _load(net, name, entry.weights, pretrained, root, ctx)
+    return FeatureExtractor(net, out_indices) if features_only else net
+
+
+def _load(net, name, weights, pretrained, root, ctx):
+    from gluon_resnest.interop import store
+    from gluon_resnest.interop.weights import load_parameters
+    file = store.resolve(name, weights.sha1 if weights else (), pretrained, root)
+    load_parameters(net, file, ctx=ctx or mx.cpu())
+
+
+def _from_gluoncv(name, pretrained, root, ctx, classes):
+    """Asks GluonCV's zoo; an absent GluonCV has no names."""
+    try:
+        from gluoncv import model_zoo
+    except ImportError:
+        return variant(name)  # raises: the name is not ours either
+    if name not in model_zoo.get_model_list():
+        return variant(name)
+    options = {"pretrained": pretrained, "root": root, "ctx": ctx, "classes": classes}
+    defaults = {"pretrained": False, "root": None, "ctx": None, "classes": 1000}
+    return model_zoo.get_model(name, **{key: value for key, value in options.items()
+                                        if value != defaults[key]})
