@@ -64,21 +64,25 @@ def save_parameters(net, file):
       UserError: if a parameter has no values yet, or the file cannot be written.
     """
     file = Path(file)
+    blank = [name for name, param in net._collect_params_with_prefix().items()
+             if param._data is None]
+    if blank:
+        raise UserError(f"cannot save {len(blank)} parameters that have no values yet "
+                        f"({', '.join(blank[:_SHOWN])}); initialise the net and run one forward "
+                        "pass first")
     mx.nd.waitall()
     try:
         with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
             written = Path(folder) / file.name
             net.save_parameters(str(written))
-            read_params(written)        # where a full disk shows: MXNet does not check its close
+            _parse(written.read_bytes())    # MXNet does not notice a disk that is full at the end
             with open(written, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(written, file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}; "
-                        "choose a writable folder with space") from error
-    except (RuntimeError, mx.gluon.parameter.DeferredInitializationError) as error:
-        raise UserError(f"cannot save parameters that have no values yet ({_first_line(error)}); "
-                        "initialise the net and run one forward pass first") from error
+    except (OSError, mx.MXNetError, struct.error, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"it came out damaged ({error})"
+        raise UserError(f"cannot write {file}: {reason}; choose a writable folder with space"
+                        ) from error
 
 
 def read_params(file):
@@ -97,8 +101,9 @@ def read_params(file):
     try:
         return _parse(data)
     except (struct.error, ValueError) as error:
+        reason = "it ends early" if isinstance(error, struct.error) else error
         raise UserError(f"{str(file)!r} ({len(data)} bytes) is not an intact MXNet parameter file: "
-                        f"{error}; fetch it again, or {_CONVERT}") from error
+                        f"{reason}; fetch it again, or {_CONVERT}") from error
 
 
 def _parse(data):
@@ -241,7 +246,3 @@ def _cast(file, name, array, dtype):
         raise UserError(f"{name} in {str(file)!r} holds values beyond the range of {dtype}; "
                         f"load it into a net of type {array.dtype}")
     return value
-
-
-def _first_line(error):
-    return str(error).strip().partition("\n")[0].rstrip(".")
