@@ -34,3 +34,10 @@ def nearest(name, known):
     import difflib
     near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def check_choice(what, value, known):
+    """Raises UserError if `value` is not one of the names in `known`; `what` names the setting."""
+    if value not in known:
+        raise UserError(f"{what} must be one of {', '.join(known)}, got {value!r}"
+                        f"{nearest(value, known)}")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError, nearest
+from ..errors import check_choice
 
 ATTEMPTS = 10
 ASPECT = (3 / 4, 4 / 3)     # width / height
@@ -31,15 +31,12 @@ def resize(image, height, width, interpolation):
     Raises:
         UserError: if the interpolation is unknown.
     """
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
     if image.shape[:2] == (height, width):
         return image
     if interpolation == "bilinear":
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    if interpolation == "bicubic":
-        picture = Image.fromarray(image).resize((width, height), Image.BICUBIC)
-        return np.asarray(picture)
-    raise UserError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got "
-                    f"{interpolation!r}{nearest(interpolation, INTERPOLATIONS)}")
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
 
 
 def cut(image, box):
@@ -48,14 +45,15 @@ def cut(image, box):
     return image[top:top + height, left:left + width]
 
 
-def random_area_box(rng, height, width, size, area=(0.08, 1.0)):
+def random_area_box(rng, height, width, size, scale=0.08):
     """Draws a box as MXNet's RandomResizedCrop does.
 
-    The share of the area is uniform, the aspect ratio log-uniform in 3/4..4/3, the place uniform.
-    Ten draws that do not fit give the centred square of side `size`, or less in a small image.
+    The share of the area is uniform in scale..1, the aspect ratio log-uniform in 3/4..4/3, the
+    place uniform. Ten draws that do not fit give the centred square of side `size`, or less in
+    a small image.
     """
     for _ in range(ATTEMPTS):
-        pixels = rng.uniform(*area) * height * width
+        pixels = rng.uniform(scale, 1) * height * width
         aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
         box_width = round(math.sqrt(pixels * aspect))
         box_height = round(math.sqrt(pixels / aspect))
@@ -65,15 +63,16 @@ def random_area_box(rng, height, width, size, area=(0.08, 1.0)):
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def distorted_box(rng, height, width, size, area=(0.1, 1.0)):
+def distorted_box(rng, height, width, size, scale=0.1):
     """Draws a box by EfficientNet's rule, TensorFlow's `sample_distorted_bounding_box`.
 
     The aspect ratio is uniform in 3/4..4/3; the height is uniform between the heights of the
     smallest and the largest area that this ratio allows inside the image. A draw of the whole
-    image and ten draws outside `area` give `scaled_center_box(height, width, size)`. The rule's
-    minimal cover of the object, the whole image here, equals the smallest area and adds nothing.
+    image and ten draws below the share `scale` give `scaled_center_box(height, width, size)`.
+    TensorFlow's minimal cover of the object, here the whole image, equals `scale`: no extra test.
     """
-    smallest, largest = (share * height * width for share in area)
+    largest = height * width
+    smallest = scale * largest
     for _ in range(ATTEMPTS):
         aspect = rng.uniform(*ASPECT)
         tallest = min(round(math.sqrt(largest / aspect)), int(width / aspect), height)

@@ -10,24 +10,30 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..errors import UserError, nearest
-from . import color, crops
+from ..errors import UserError, check_choice
+from . import autoaugment, color, crops
+from .erasing import RandomErasing
 
 CROPS = ("auto", "gluon", "efficientnet")
+SMALLEST_AREA = {"gluon": 0.08, "efficientnet": 0.1}
 LARGE = 320     # crops of at least so many pixels follow EfficientNet's rules in the authors' code
 
 
-def train_transform(size, *, auto_augment="none", crop="auto", interpolation="auto", jitter=0.4,
-                    lighting=0.1, erase_prob=0.0, erase_fill="zero", mean=color.MEAN,
-                    std=color.STD):
+def train_transform(size, *, auto_augment="none", crop="auto", scale=None, interpolation="auto",
+                    flip=True, jitter=0.4, lighting=0.1, erase_prob=0.0, erase_fill="zero",
+                    mean=color.MEAN, std=color.STD):
     """Builds the training pipeline of the published runs: policy, crop, flip, colour, erasing.
 
     Args:
         size: side of the output in pixels.
-        auto_augment: a name of `autoaugment.POLICIES`; applied to the full decoded image.
-        crop: "gluon" (random area .08..1, as MXNet), "efficientnet" (random area .1..1 by
-            TensorFlow's rule), or "auto": gluon below 320 px, efficientnet from there on.
+        auto_augment: "none", or a policy of `autoaugment.POLICIES`; the policy sees the whole
+            decoded image.
+        crop: "gluon" (MXNet's rule), "efficientnet" (TensorFlow's rule), or "auto": gluon below
+            320 px, efficientnet from there on.
+        scale: smallest share of the image's area in a crop; None is the rule's own, .08 for
+            gluon and .1 for efficientnet.
         interpolation: "bilinear", "bicubic", or "auto": bilinear with "gluon", else bicubic.
+        flip: mirrors half of the images.
         jitter: strength of brightness, contrast and saturation; 0 switches them off.
         lighting: standard deviation of the PCA noise; 0 switches it off.
         erase_prob: probability of random erasing.
@@ -41,17 +47,25 @@ def train_transform(size, *, auto_augment="none", crop="auto", interpolation="au
         UserError: for an unknown name or a value out of range.
     """
     _check_size(size)
-    _check_name("crop", crop, CROPS)
-    for name, value in (("jitter", jitter), ("lighting", lighting)):
-        if not 0 <= value <= 1:
-            raise UserError(f"{name} must lie in 0..1, got {value!r}")
+    check_choice("crop", crop, CROPS)
+    check_choice("auto_augment", auto_augment, ("none", *autoaugment.POLICIES))
     if crop == "auto":
         crop = "efficientnet" if size >= LARGE else "gluon"
     if interpolation == "auto":
         interpolation = "bicubic" if crop == "efficientnet" else "bilinear"
-    _check_name("interpolation", interpolation, crops.INTERPOLATIONS)
-    stages = [RandomCrop(size, crop, interpolation), random_flip,
-              RandomColor(jitter, lighting, tuple(mean), tuple(std))]
+    check_choice("interpolation", interpolation, crops.INTERPOLATIONS)
+    scale = SMALLEST_AREA[crop] if scale is None else scale
+    _check_range("scale", scale, 0, 1)
+    _check_range("jitter", jitter, 0, 1)
+    _check_range("lighting", lighting, 0, math.inf)
+
+    stages = [] if auto_augment == "none" else [autoaugment.POLICIES[auto_augment]]
+    stages.append(RandomCrop(size, crop, scale, interpolation))
+    if flip:
+        stages.append(random_flip)
+    stages.append(RandomColor(jitter, lighting, tuple(mean), tuple(std)))
+    if erase_prob:
+        stages.append(RandomErasing(erase_prob, erase_fill))
     return Pipeline(tuple(stages))
 
 
@@ -78,7 +92,7 @@ def eval_transform(size, protocol="gluon", *, mean=color.MEAN, std=color.STD):
         UserError: for an unknown protocol or an impossible size.
     """
     _check_size(size)
-    _check_name("protocol", protocol, PROTOCOLS)
+    check_choice("protocol", protocol, PROTOCOLS)
     return Pipeline((PROTOCOLS[protocol](size), Normalize(tuple(mean), tuple(std))))
 
 
@@ -143,14 +157,15 @@ class RandomCrop:
     """
     size: int
     rule: str
+    scale: float
     interpolation: str
 
     def __call__(self, image, rng):
         height, width = image.shape[:2]
         if self.rule == "gluon":
-            box = crops.random_area_box(rng, height, width, self.size)
+            box = crops.random_area_box(rng, height, width, self.size, self.scale)
         else:
-            box = crops.distorted_box(rng, height, width, self.size)
+            box = crops.distorted_box(rng, height, width, self.size, self.scale)
         part = crops.cut(image, box)
         if self.interpolation == "bilinear":
             part = part.astype(np.float32)
@@ -185,10 +200,9 @@ def _check_size(size):
         raise UserError(f"the crop size must be a positive number of pixels, got {size!r}")
 
 
-def _check_name(what, name, known):
-    if name not in known:
-        raise UserError(f"{what} must be one of {', '.join(known)}, got {name!r}"
-                        f"{nearest(name, known)}")
+def _check_range(what, value, low, high):
+    if not low <= value <= high:
+        raise UserError(f"{what} must lie in {low}..{high}, got {value!r}")
 
 
 PROTOCOLS = {"gluon": _gluon, "torch": CropThenResize, "paper": _paper}
