@@ -1,0 +1,1 @@
+"""One file per training recipe; installed as `gluon_resnest.recipes`."""

@@ -1,0 +1,44 @@
+"""Installs gluon_resnest; the recipes come along as the package `gluon_resnest.recipes`."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "gluon_resnest/__init__.py").read_text(),
+                    re.MULTILINE).group(1)
+
+EXTRAS = {
+    # One of these two. Both install the module `mxnet`, hence neither is in `install_requires`.
+    "cpu": ["mxnet==1.9.1"],
+    "cu112": ["mxnet-cu112==1.9.1",
+              "nvidia-cuda-runtime-cu11==11.8.89", "nvidia-cublas-cu11==11.11.3.6",
+              "nvidia-cufft-cu11==10.9.0.58", "nvidia-curand-cu11==10.3.0.86",
+              "nvidia-cusolver-cu11==11.4.1.48", "nvidia-cuda-nvrtc-cu11==11.8.89",
+              "nvidia-nvtx-cu11==11.8.86", "nvidia-nccl-cu11==2.21.5",
+              "nvidia-cudnn-cu11==8.9.6.50"],
+    "train": ["horovod==0.28.1"],    # needs cmake 3.18 to 3.31; see docs/install.md
+    "gluoncv": ["gluoncv==0.10.5.post0"],
+    "coco": ["pycocotools>=2.0.7"],
+    "onnx": ["onnx==1.14.1", "onnxruntime>=1.19,<1.21"],
+    "convert": ["safetensors"],
+    "dev": ["pytest", "pytest-timeout", "hypothesis", "flake8", "isort", "scikit-learn",
+            "tensorboard"],
+}
+
+setup(
+    name="gluon-resnest",
+    version=VERSION,
+    description="ResNeSt (Split-Attention Networks) for MXNet Gluon: models, training, evaluation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=[*find_packages(include=["gluon_resnest", "gluon_resnest.*"]),
+              "gluon_resnest.recipes"],
+    package_dir={"gluon_resnest.recipes": "recipes"},
+    package_data={"gluon_resnest": ["**/*.json", "**/*.csv", "**/*.txt"]},
+    python_requires=">=3.8,<3.12",
+    install_requires=["numpy>=1.17,<1.24", "Pillow>=9.5", "opencv-python-headless>=4.5",
+                      "matplotlib>=3.5", "tqdm>=4.60", "filelock>=3.10"],
+    extras_require=EXTRAS,
+)
