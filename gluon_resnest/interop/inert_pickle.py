@@ -1,0 +1,179 @@
+"""A pickle reader that cannot execute anything: an interpreter of the data opcodes only.
+
+Nothing is imported and no `__reduce__` callable of the file runs. A global named by the file is
+looked up in a table of our own constructors; a name outside the table ends the reading. Opcodes
+for text protocols, extension registries and out-of-band buffers are refused as well.
+"""
+import pickletools
+from typing import Any, Callable, Dict, NamedTuple
+
+from ..errors import UserError
+
+MAX_OPCODES = 20_000_000
+
+
+class Global(NamedTuple):
+    """What a global of the file stands for: `build(*args)` answers the file's REDUCE."""
+
+    name: str
+    build: Callable
+
+
+class Shell:
+    """Base of objects that accept a state after construction (pickle's BUILD)."""
+
+    def build(self, state):
+        """Takes the state; the default forgets it."""
+
+
+class Inert(Shell):
+    """Stands for an object that carries no weights, such as argparse.Namespace."""
+
+    def __init__(self, *unused):
+        pass
+
+
+_MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": list, "EMPTY_TUPLE": tuple}
+_LITERALS = frozenset((
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING",
+    "SHORT_BINSTRING"))
+_SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Machine:
+    """The stack, the memo, and one method for every group of opcodes."""
+
+    def __init__(self, constructors: Dict[str, Callable], persistent: Callable):
+        self.stack, self.memo = [], {}
+        self.constructors, self.persistent = constructors, persistent
+
+    def pop(self, count=None):
+        """Pops one value, or a list of `count` values in their order."""
+        if count is None:
+            value = self.stack.pop()
+        else:
+            if len(self.stack) < count:
+                raise IndexError("stack underflow")
+            value = self.stack[len(self.stack) - count:]
+            del self.stack[len(self.stack) - count:]
+        if value is _MARK or (count and any(item is _MARK for item in value)):
+            raise IndexError("a mark where a value was expected")
+        return value
+
+    def pop_to_mark(self):
+        for position in range(len(self.stack) - 1, -1, -1):
+            if self.stack[position] is _MARK:
+                values = self.stack[position + 1:]
+                del self.stack[position:]
+                return values
+        raise IndexError("no mark on the stack")
+
+    def top(self, kind):
+        if not self.stack or not isinstance(self.stack[-1], kind):
+            raise TypeError(f"a {kind.__name__} was expected on the stack")
+        return self.stack[-1]
+
+    def find(self, name):
+        if name not in self.constructors:
+            raise UserError(f"the pickle wants the global `{name}`, which is not on the list of "
+                            "harmless ones, so it was not read; save a plain state_dict of tensors")
+        return Global(name, self.constructors[name])
+
+    def call(self, function, args):
+        if not isinstance(function, Global) or not isinstance(args, tuple):
+            raise TypeError("a call of something that is no global")
+        return function.build(*args)
+
+    def set_items(self, pairs):
+        target = self.top(dict)
+        if len(pairs) % 2:
+            raise IndexError("an odd number of dictionary items")
+        for key, value in zip(pairs[::2], pairs[1::2]):
+            # A shared nested tuple takes exponential time to hash.
+            if not isinstance(key, (str, int, float, type(None))):
+                raise TypeError(f"a dictionary key of type {type(key).__name__}")
+            target[key] = value
+
+    def step(self, name, arg):
+        """Executes one opcode."""
+        push = self.stack.append
+        if name in _LITERALS:
+            push(arg)
+        elif name in _CONSTANTS:
+            push(_CONSTANTS[name])
+        elif name in _EMPTY:
+            push(_EMPTY[name]())
+        elif name == "MARK":
+            push(_MARK)
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[arg] = self.top(object)
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.top(object)
+        elif name in ("BINGET", "LONG_BINGET"):
+            push(self.memo[arg])
+        elif name == "TUPLE":
+            push(tuple(self.pop_to_mark()))
+        elif name in _SHORT_TUPLES:
+            push(tuple(self.pop(_SHORT_TUPLES[name])))
+        elif name == "APPEND":
+            value = self.pop()
+            self.top(list).append(value)
+        elif name in ("APPENDS", "ADDITEMS"):
+            values = self.pop_to_mark()
+            self.top(list).extend(values)
+        elif name == "SETITEM":
+            pair = self.pop(2)
+            self.set_items(pair)
+        elif name == "SETITEMS":
+            pairs = self.pop_to_mark()
+            self.set_items(pairs)
+        elif name == "GLOBAL":
+            push(self.find(arg.replace(" ", ".")))
+        elif name == "STACK_GLOBAL":
+            push(self.find(".".join(map(str, self.pop(2)))))
+        elif name in ("REDUCE", "NEWOBJ"):
+            function, args = self.pop(2)
+            push(self.call(function, args))
+        elif name == "BUILD":
+            state = self.pop()
+            if isinstance(self.top(object), Shell):
+                self.stack[-1].build(state)
+        elif name == "BINPERSID":
+            push(self.persistent(self.pop()))
+        elif name == "POP":
+            self.stack.pop()
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise UserError(f"the pickle uses the opcode {name}, which weight files do not need; "
+                            "save a plain state_dict of tensors")
+
+
+def _no_persistent(_identity):
+    raise UserError("the pickle refers to data outside itself; save a plain dictionary of arrays")
+
+
+def load(stream, constructors: Dict[str, Callable], persistent: Callable = _no_persistent) -> Any:
+    """Reads one pickle from a binary stream that clips reads at its end (BytesIO).
+
+    Args:
+      stream: positioned at the pickle; afterwards positioned behind its STOP.
+      constructors: "module.name" of every allowed global, and our callable that stands for it.
+      persistent: callable that answers the file's persistent ids.
+
+    Raises:
+      UserError: a global or opcode outside the lists, or a damaged pickle.
+    """
+    machine = _Machine(constructors, persistent)
+    try:
+        for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+            if count >= MAX_OPCODES:
+                raise UserError(f"the pickle has more than {MAX_OPCODES} opcodes; "
+                                "no ResNeSt needs that many, so it was not read")
+            machine.step(opcode.name, arg)
+        return machine.pop()
+    except UserError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"the pickle is damaged ({error}); get the file again") from error
