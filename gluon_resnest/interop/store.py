@@ -137,7 +137,8 @@ def _obtain(addresses, target, sha1):
                 try:
                     return _from_mirror(address, target, sha1)
                 except _Refused as error:
-                    tried.append(f"{address}: {error}")
+                    public = address.partition("?")[0]      # a query may hold a signature
+                    tried.append(f"{public}: {error}")
     except filelock.Timeout as error:
         raise UserError(f"another process has held {error.lock_file} for {_LOCK_SECONDS} s; "
                         "end it, or delete that file if none is running") from error
@@ -208,7 +209,7 @@ def _continue(address, part, begun):
         total = size + int(length) if length else None
         with open(part, mode) as stream, tqdm(
                 total=total, initial=size, unit="B", unit_scale=True, disable=None,
-                desc=os.path.basename(address)) as bar:
+                desc=part.name.partition(".")[0]) as bar:
             while True:
                 chunk = response.read(_CHUNK)
                 if not chunk:
