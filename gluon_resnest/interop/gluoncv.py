@@ -1,0 +1,90 @@
+"""The bridge into GluonCV: the one file that touches GluonCV's internals.
+
+Importing it changes nothing; `register` does, and `unregister` undoes it.
+"""
+import functools
+import importlib
+
+from .. import zoo
+from ..errors import MissingExtra
+from ..models.dropblock import DropBlock, set_drop_prob
+
+# Modules that hold GluonCV's resnest functions under their names, some by `from .. import`.
+_HOLDERS = ("gluoncv.model_zoo", "gluoncv.model_zoo.model_zoo", "gluoncv.model_zoo.resnest",
+            "gluoncv.model_zoo.segbase")
+_ABSENT = object()
+_replaced = []      # (namespace, key, what it was), in the order of replacement
+
+
+def register(overwrite=False):
+    """Makes `gluoncv.model_zoo.get_model` find the networks of `zoo.list_models()`.
+
+    A network built through GluonCV starts with DropBlock at probability 0, because GluonCV's
+    detectors, segmentation script and pose networks run without it; GluonCV's `set_drop_prob` and
+    `DropBlockScheduler` reach it. Calling `register` again replaces the earlier registration.
+
+    Args:
+      overwrite: also put ours in place of GluonCV's own resnest networks, everywhere its consumers
+        look: `get_model`, `segbase.get_backbone`, the Faster and Mask R-CNN builders. Modules that
+        imported such a function by name before keep the old one.
+
+    Raises:
+      MissingExtra: if GluonCV cannot be imported.
+    """
+    unregister()
+    models = _module("gluoncv.model_zoo.model_zoo")._models
+    for name in zoo.list_models():
+        if name not in models:
+            _replace(models, name, _builder(name))
+        elif overwrite and name.startswith("resnest"):
+            _replace(models, name, _builder(name))
+            for holder in _HOLDERS:
+                _replace(vars(_module(holder)), name, _builder(name))
+    dropblock = vars(_module("gluoncv.nn.dropblock"))
+    _replace(dropblock, "set_drop_prob", _reaching_ours(dropblock["set_drop_prob"]))
+
+
+def unregister():
+    """Restores GluonCV to what it was before `register`; does nothing without one."""
+    while _replaced:
+        namespace, key, before = _replaced.pop()
+        if before is _ABSENT:
+            del namespace[key]
+        else:
+            namespace[key] = before
+
+
+def _replace(namespace, key, value):
+    _replaced.append((namespace, key, namespace.get(key, _ABSENT)))
+    namespace[key] = value
+
+
+def _module(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtra("gluoncv", "gluoncv") from error
+
+
+def _builder(name):
+    """Returns a function that builds our network as GluonCV's consumers call for theirs."""
+    def build(pretrained=False, root=None, ctx=None, use_global_stats=False, norm_kwargs=None,
+              **options):
+        if use_global_stats:
+            norm_kwargs = {**(norm_kwargs or {}), "use_global_stats": True}
+        net = zoo.get_model(name, pretrained=pretrained, root=root, ctx=ctx,
+                            norm_kwargs=norm_kwargs, **options)
+        set_drop_prob(net, 0)
+        return net
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"Builds {name} of gluon_resnest."
+    return build
+
+
+def _reaching_ours(original):
+    @functools.wraps(original)
+    def set_prob(drop_prob, module):
+        original(drop_prob, module)
+        if isinstance(module, DropBlock):
+            module.set_drop_prob(drop_prob)
+    return set_prob
