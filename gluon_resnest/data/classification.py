@@ -1,0 +1,167 @@
+"""Image classification datasets: from records and from a folder for each class."""
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError, nearest
+from . import images
+from .recordio import RecordFile, sidecar
+
+
+class RecordDataset:
+    """Images and labels of a .rec file.
+
+    `dataset[index, rng] -> (image, label int64)`, where image is what the transform returns.
+
+    Args:
+      rec: path of the .rec file, written by tools/pack_records.py or MXNet's im2rec.
+      transform: callable (image uint8 (H, W, 3) RGB, rng) -> float32 (3, H, W).
+      classes: number of classes; labels outside 0..classes-1 are refused. By default as many as
+        the file's .classes.txt names, and any number where there is none.
+
+    Attributes:
+      class_names: list of str, or None if the names are not known.
+
+    Raises:
+      UserError: if the file is missing or damaged.
+    """
+
+    def __init__(self, rec, transform, classes=None):
+        self._records = RecordFile(rec)
+        self._transform = transform
+        names = sidecar(rec, ".classes.txt")
+        self.class_names = read_class_names(names) if names.is_file() else None
+        if classes is None and self.class_names:
+            classes = len(self.class_names)
+        self._classes = classes
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, key):
+        index, rng = key
+        label, data = self._records[index]
+        label = self._checked(label, index)
+        try:
+            image = images.decode(data)
+        except images.BadImage as error:
+            raise UserError(f"{self.name(index)}: {error}; pack it again without this image"
+                            ) from error
+        return self._transform(image, rng), label
+
+    def name(self, index):
+        """Returns what an error message calls this sample."""
+        return self._records.name(index)
+
+    def _checked(self, label, index):
+        if np.size(label) != 1:
+            raise UserError(f"{self.name(index)} has {np.size(label)} labels, expected one; a "
+                            f"detection file cannot be used for classification")
+        label = float(np.reshape(label, ()))
+        if not label.is_integer() or label < 0 or self._classes and label >= self._classes:
+            expected = f"0 to {self._classes - 1}" if self._classes else "a whole number from 0 on"
+            raise UserError(f"{self.name(index)} has the label {label:g}, expected {expected}; "
+                            f"check the number of classes and the list the file was packed from")
+        return np.int64(label)
+
+
+class FolderDataset:
+    """Images in a folder for each class; classes are numbered in the order of their names.
+
+    `dataset[index, rng] -> (image, label int64)`, where image is what the transform returns.
+
+    Args:
+      root: the folder that contains the class folders.
+      transform: callable (image uint8 (H, W, 3) RGB, rng) -> float32 (3, H, W).
+      class_names: numbers the classes by this list, e.g. the training set's; folders for some of
+        them may then be missing.
+
+    Attributes:
+      class_names: list of str.
+
+    Raises:
+      UserError: if there is no such folder, or no image in it.
+    """
+
+    def __init__(self, root, transform, class_names=None):
+        self._root = Path(root)
+        self._transform = transform
+        items, self.class_names = list_folder(root, class_names)
+        self._files = [file for _, file in items]
+        self._labels = np.array([label for label, _ in items], dtype=np.int64)
+
+    def __len__(self):
+        return len(self._files)
+
+    def __getitem__(self, key):
+        index, rng = key
+        image = images.load(self._root / self._files[index])
+        return self._transform(image, rng), self._labels[index]
+
+    def name(self, index):
+        """Returns what an error message calls this sample."""
+        return str(self._root / self._files[index])
+
+
+def list_folder(root, class_names=None):
+    """Lists the images of a folder-per-class tree.
+
+    Args:
+      root: the folder that contains the class folders; hidden ones are left out.
+      class_names: numbers the classes by this list; by default, by the sorted folder names.
+
+    Returns:
+      ([(label, path relative to root with forward slashes), ...], class names); sorted by class,
+      then by path.
+
+    Raises:
+      UserError: if there is no such folder, a class folder is unknown or without images.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; expected one that contains a folder of images "
+                        f"for each class")
+    folders = sorted(path.name for path in root.iterdir()
+                     if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise UserError(f"{root} contains no folders; expected a folder of images for each class")
+    names = list(class_names) if class_names else folders
+    labels = {name: label for label, name in enumerate(names)}
+    items = []
+    for folder in folders:
+        if folder not in labels:
+            raise UserError(f"{root} has a folder {folder!r}, which is none of the {len(names)} "
+                            f"classes{nearest(folder, names)}")
+        items += [(labels[folder], file) for file in _images_below(root, folder)]
+    return items, names
+
+
+def read_class_names(path):
+    """Returns the class names in a text file, one a line."""
+    try:
+        names = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the class names cannot be read from {path} ({error}); expected a text "
+                        f"file with one name a line") from error
+    if not names or len(set(names)) < len(names) or not all(names):
+        raise UserError(f"expected different class names in {path}, one a line, none empty; got "
+                        f"{len(names)} lines, {len(set(names))} of them different")
+    return names
+
+
+def _images_below(root, folder):
+    files, others = [], set()
+    for directory, subfolders, names in os.walk(root / folder):
+        subfolders.sort()
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in images.SUFFIXES:
+                files.append((Path(directory) / name).relative_to(root).as_posix())
+            else:
+                others.add(suffix or name)
+    if not files:
+        found = f"only {', '.join(sorted(others)[:5])}" if others else "nothing"
+        raise UserError(f"the class folder {root / folder} contains no image ({found}); expected "
+                        f"files with {' '.join(images.SUFFIXES)}")
+    return sorted(files)

@@ -1,0 +1,97 @@
+"""Decodes image files to RGB arrays, strictly.
+
+Pillow decodes: measured 1.5 times as fast as OpenCV's wheel on photographs (docs/data.md), equal
+to it bit for bit on RGB JPEGs; and it refuses truncated files, which OpenCV completes with grey.
+"""
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+_FAULTS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class BadImage(Exception):
+    """What is wrong with the bytes of an image."""
+
+
+class Kind(NamedTuple):
+    """What an image file says of itself: format such as "JPEG", Pillow's mode such as "RGB"."""
+    format: str
+    mode: str
+
+
+def kind(data):
+    """Returns the Kind of an encoded image without decoding its pixels.
+
+    Raises:
+      BadImage: if `data` is no image.
+    """
+    with _opened(data) as image:
+        return Kind(image.format, image.mode)
+
+
+def decode(data):
+    """Decodes an image file.
+
+    Greyscale is repeated in three channels, palettes are resolved, transparency is dropped, CMYK
+    is converted, and of 16 bits the upper eight are kept. The EXIF orientation is ignored, as
+    MXNet does.
+
+    Args:
+      data: bytes of a JPEG, PNG, BMP, WebP or anything else Pillow reads.
+
+    Returns:
+      uint8 (H, W, 3), RGB.
+
+    Raises:
+      BadImage: if it is no image, damaged or truncated.
+    """
+    with _opened(data) as image:
+        try:
+            if image.mode.startswith("I"):                    # convert() would clip, not scale
+                grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        except _FAULTS as error:
+            raise BadImage(f"damaged image: {error}") from error
+
+
+def read_file(path):
+    """Returns the bytes of a file.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path and the list or "
+                        f"folder it comes from") from error
+
+
+def load(path):
+    """Reads and decodes an image file: uint8 (H, W, 3), RGB; see `decode`.
+
+    Raises:
+      UserError: if it cannot be read or decoded.
+    """
+    try:
+        return decode(read_file(path))
+    except BadImage as error:
+        raise UserError(f"{path}: {error}; replace or remove it") from error
+
+
+def _opened(data):
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError as error:
+        raise BadImage(f"{len(data)} bytes that are no image of a known format") from error
+    except _FAULTS as error:
+        raise BadImage(f"damaged image: {error}") from error
