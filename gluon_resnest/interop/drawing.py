@@ -1,0 +1,87 @@
+"""Draws images beside their predicted classes."""
+import math
+from pathlib import Path
+
+from ..errors import MissingExtra, UserError
+from .predictor import read_image
+
+FORMATS = (".png", ".pdf", ".svg", ".jpg")
+MAX_DRAWN = 24
+
+_CELL_INCHES = (4.6, 2.0)       # of one image with its bars
+_INK, _GREY, _TRACK = "#1f2933", "#7b8794", "#e4e7eb"
+_FIRST, _OTHER = "#0b6e99", "#9fb3c8"
+_MAX_LABEL = 34
+
+
+def check_picture(path):
+    """Raises a UserError unless a picture of this name can be drawn; call it before the work."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"cannot draw {str(path)!r}; expected a name ending in "
+                        f"{', '.join(FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingExtra("matplotlib", "train") from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder"
+                        ) from error
+
+
+def draw_answers(path, answers):
+    """Draws the first MAX_DRAWN answered images in a grid, each with a bar for every guess.
+
+    Args:
+      path: picture to write, of one of FORMATS.
+      answers: list of `predictor.Answer`; those with a problem are left out.
+
+    Raises:
+      UserError: if no answer has guesses, or the picture cannot be written.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+    drawn = [answer for answer in answers if answer.guesses][:MAX_DRAWN]
+    if not drawn:
+        raise UserError(f"there is nothing to draw in {str(path)!r}: no image could be classified")
+    columns = 1 if len(drawn) < 3 else 2 if len(drawn) < 9 else 3
+    rows = math.ceil(len(drawn) / columns)
+    width, height = _CELL_INCHES
+    figure = Figure(figsize=(width * columns, height * rows + 0.2), facecolor="white")
+    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 1.35] * columns,
+                               left=0.02, right=0.985, wspace=0.08, hspace=0.16,
+                               top=1 - 0.1 / (height * rows), bottom=0.1 / (height * rows))
+    for position, answer in enumerate(drawn):
+        row, column = divmod(position, columns)
+        _draw_image(figure.add_subplot(grid[row, 2 * column]), answer)
+        _draw_bars(figure.add_subplot(grid[row, 2 * column + 1]), answer)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_image(axes, answer):
+    image = read_image(answer.file)
+    axes.imshow(image, interpolation="nearest" if max(image.shape) < 100 else "antialiased")
+    axes.set_axis_off()
+    axes.set_anchor("C")
+
+
+def _draw_bars(axes, answer):
+    """Draws a thin bar for each guess, its name and per cent above it."""
+    axes.set(xlim=(0, 1), ylim=(max(5, len(answer.guesses)) + 0.05, -0.75))
+    axes.set_axis_off()
+    axes.text(0, -0.45, _short(answer.file.name), color=_GREY, fontsize=7, va="center")
+    for rank, guess in enumerate(answer.guesses):
+        color, weight = (_FIRST, "bold") if rank == 0 else (_OTHER, "normal")
+        style = {"fontsize": 8.5, "va": "center", "color": _INK, "weight": weight}
+        axes.text(0, rank + 0.3, _short(guess.label), **style)
+        axes.text(1, rank + 0.3, f"{100 * guess.probability:.1f} %", ha="right", **style)
+        axes.barh(rank + 0.72, 1, height=0.16, color=_TRACK)
+        axes.barh(rank + 0.72, guess.probability, height=0.16, color=color)
+
+
+def _short(text):
+    return text if len(text) <= _MAX_LABEL else text[:_MAX_LABEL - 1] + "\u2026"

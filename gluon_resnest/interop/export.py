@@ -1,0 +1,175 @@
+"""Exports a trained classifier for deployment, and proves the files before it leaves them.
+
+The training net is traced anew, in prediction mode and without anything that drops, so neither
+its mode nor its cached graph matter and neither changes. Batch and image size stay free.
+"""
+import contextlib
+import dataclasses
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd
+
+from ..data.transforms import PROTOCOLS
+from ..errors import UserError
+from ..models.dropblock import DropBlock
+from . import deployed
+from .deployed import INPUT
+from .graph import parse_graph
+
+# Largest difference of logits, relative to the largest logit, between net and files. The same
+# operators in the same order differ by nothing; Module fuses batch norms into convolutions.
+TOLERANCE = 1e-5
+
+
+def export_classifier(net, prefix, card):
+    """Writes a classifier as PREFIX-symbol.json, PREFIX-0000.params and PREFIX.json.
+
+    The files are written aside, reloaded through SymbolBlock and through Module, compared with the
+    net on inputs of two sizes, and get their names only then; a failure leaves nothing behind.
+
+    Args:
+      net: HybridBlock with values in its parameters, (N, 3, H, W) to logits (N, K).
+      prefix: path that the names begin with; its folder is made.
+      card: what the net wants and means; its `classes` must be those of the net.
+
+    Returns:
+      The `Card` that was written.
+
+    Raises:
+      UserError: if a path cannot be written, a value cannot be, or the net has no values yet.
+      RuntimeError: if the reloaded files do not compute what the net does.
+    """
+    card.check("the card of the export")
+    mx.nd.waitall()     # running statistics may still be on their way
+    graph, arrays = trace(net)
+    prefix = Path(prefix)
+    try:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{prefix.name}.", dir=prefix.parent) as folder:
+            aside = Path(folder) / prefix.name
+            symbol_file, params_file, card_file = deployed.paths(aside)
+            symbol_file.write_text(graph.to_json(), encoding="utf-8")
+            mx.nd.save(str(params_file), arrays)
+            sums = {"symbol": deployed.sha256(symbol_file), "params": deployed.sha256(params_file)}
+            card = dataclasses.replace(card, commit=_commit(), sha256=sums,
+                                       interpolation=interpolation(card))
+            card_file.write_text(card.to_json(), encoding="utf-8")
+            deployed.load_pair(aside, card)
+            verify(net, aside, card.crop_px)
+            for written, final in zip(deployed.paths(aside), deployed.paths(prefix)):
+                os.replace(written, final)
+    except OSError as error:
+        raise UserError(f"cannot write {str(prefix)!r}: {error.strerror}; choose a prefix in a "
+                        "writable folder with space") from error
+    return card
+
+
+def trace(net):
+    """Returns the prediction graph of a net and its arrays under `arg:` and `aux:` names.
+
+    Variables carry the structural names of the parameters (`layer1.0.conv1.weight`), so that equal
+    nets give equal files whatever counters MXNet had reached.
+    """
+    structural = {}
+    for name, param in net._collect_params_with_prefix().items():
+        structural.setdefault(param.name, (name, param))
+    with _nothing_dropped(net), autograd.pause(train_mode=False):
+        symbol = net(mx.sym.var(INPUT))
+    if not isinstance(symbol, mx.sym.Symbol) or len(symbol.list_outputs()) != 1:
+        raise UserError(f"{type(net).__name__} gives several outputs, a classifier gives one; "
+                        "export the classifier, not its features")
+
+    def rename(name):
+        if name in structural:
+            return structural[name][0]
+        return name[len(net.prefix):] if name.startswith(net.prefix) else name
+
+    arrays = {}
+    auxiliary = set(symbol.list_auxiliary_states())
+    try:
+        for name in sorted(set(symbol.list_inputs()) - {INPUT}):
+            label, param = structural[name]
+            kind = "aux" if name in auxiliary else "arg"
+            arrays[f"{kind}:{label}"] = param.data(param.list_ctx()[0]).as_in_context(mx.cpu())
+    except (RuntimeError, mx.gluon.parameter.DeferredInitializationError) as error:
+        raise UserError(f"parameter {label} has no values yet; load weights before exporting"
+                        ) from error
+    graph = parse_graph(symbol.tojson(), type(net).__name__)
+    return graph.without("Dropout").renamed(rename), arrays
+
+
+def verify(net, prefix, crop_px):
+    """Compares the files of `prefix` with the net on inputs that neither has seen.
+
+    Raises:
+      RuntimeError: if they differ by more than TOLERANCE of the largest logit.
+    """
+    symbol_file, params_file, _ = map(str, deployed.paths(prefix))
+    block = mx.gluon.SymbolBlock.imports(symbol_file, [INPUT], params_file, ctx=mx.cpu())
+    place = next(iter(net.collect_params().values())).list_ctx()[0]
+    for images in fresh_inputs(crop_px):
+        with autograd.pause(train_mode=False):
+            expected = net(mx.nd.array(images, ctx=place)).asnumpy()
+            answers = {"SymbolBlock": block(mx.nd.array(images)).asnumpy(),
+                       "Module": _by_module(prefix, images)}
+        for engine, answer in answers.items():
+            error = abs(answer - expected).max() / max(abs(expected).max(), 1e-30)
+            if not error <= TOLERANCE:     # also where it is not a number
+                raise RuntimeError(
+                    f"the exported files, reloaded by {engine}, differ from the network by "
+                    f"{error:.1e} of the largest logit on input {images.shape}; at most "
+                    f"{TOLERANCE:.0e} is allowed and nothing was written")
+
+
+def fresh_inputs(crop_px):
+    """Yields noise (1, 3, crop, crop), then smooth pictures (2, 3, H, W) of another size."""
+    rng = np.random.default_rng(crop_px)
+    yield rng.standard_normal((1, 3, crop_px, crop_px)).astype(np.float32)
+    height, width = crop_px + 32, max(32, crop_px * 3 // 4)
+    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    waves = rng.uniform(1, 9, (2, 3, 2, 1, 1)) * np.stack([y, x])
+    yield (2 * np.sin(2 * np.pi * waves.sum(2))).astype(np.float32)
+
+
+def interpolation(card):
+    """Returns how the card's protocol resizes at its crop."""
+    return getattr(PROTOCOLS[card.protocol](card.crop_px), "interpolation", "bicubic")
+
+
+def _by_module(prefix, images):
+    symbol, args, auxiliary = mx.model.load_checkpoint(str(prefix), 0)
+    module = mx.mod.Module(symbol, data_names=[INPUT], label_names=None, context=mx.cpu())
+    module.bind([(INPUT, images.shape)], for_training=False)
+    module.set_params(args, auxiliary)
+    module.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
+    return module.get_outputs()[0].asnumpy()
+
+
+@contextlib.contextmanager
+def _nothing_dropped(net):
+    """Takes DropBlock out of the graphs traced inside the block."""
+    found = []
+    net.apply(lambda block: found.append(block) if isinstance(block, DropBlock) else None)
+    probabilities = [block._p for block in found]
+    try:
+        for block in found:
+            block.set_drop_prob(0)
+        yield
+    finally:
+        for block, probability in zip(found, probabilities):
+            block.set_drop_prob(probability)
+
+
+def _commit():
+    """Returns the commit of the source tree this package lies in, or "" outside of one."""
+    try:
+        run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, timeout=10,
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return run.stdout.decode().strip()

@@ -1,0 +1,76 @@
+"""Finds a trained classifier and the card that says how to feed it."""
+from pathlib import Path
+
+import mxnet as mx
+
+from .. import zoo
+from ..errors import UserError
+from .deployed import Card
+from .weights import load_parameters, read_params
+
+_CLASSIFIERS = ("fc.bias", "output.bias")      # of our networks, and of GluonCV's others
+
+
+def from_zoo(name, weights=None, *, classes=None, ctx=None):
+    """Builds a network of the zoo with trained weights.
+
+    Args:
+      name: zoo name.
+      weights: `.params` file; None takes the published weights.
+      classes: length of the logits; None means what the file has, else 1000.
+      ctx: Context of the parameters; the CPU by default.
+
+    Returns:
+      (net, card): the card has the crop and protocol the published weights are evaluated at, or
+      224 px where none are published.
+
+    Raises:
+      UserError: if the name is unknown, or the weights are not to be had or do not fit.
+    """
+    ctx = ctx or mx.cpu()
+    if weights is not None and classes is None:
+        classes = _classes_of(weights)
+    classes = classes or 1000
+    net = zoo.get_model(name, pretrained=weights is None, ctx=ctx, classes=classes)
+    if weights is not None:
+        load_parameters(net, weights, ctx=ctx)
+    return net, zoo_card(name, classes)
+
+
+def zoo_card(name, classes):
+    """Returns the card of a zoo name: crop, protocol and normalisation of its published weights."""
+    try:
+        published = zoo.variant(name.lower()).weights
+    except UserError:       # a name of GluonCV's
+        published = None
+    if published is None:
+        return Card(name, classes, 224)
+    return Card(name, classes, published.crop_px, published.protocol, published.mean,
+                published.std)
+
+
+def read_class_names(file):
+    """Returns the class names of a text file, one a line, in the order of the classes.
+
+    Raises:
+      UserError: if the file cannot be read, or a line is empty.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read class names from {str(file)!r} ({error}); expected UTF-8 "
+                        "text, one name a line") from error
+    names = tuple(line.strip() for line in lines)
+    if not names or not all(names):
+        empty = names.index("") + 1 if names else 1
+        raise UserError(f"line {empty} of {str(file)!r} is empty; expected one class name a line, "
+                        "in the order of the classes")
+    return names
+
+
+def _classes_of(weights):
+    arrays = read_params(weights)
+    for name in _CLASSIFIERS:
+        if name in arrays:
+            return len(arrays[name])
+    return None

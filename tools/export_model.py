@@ -1,0 +1,64 @@
+"""Exports a trained classifier: graph and parameters for deployment, and a card that explains them.
+
+    python tools/export_model.py runs/r50 --out deploy/r50
+    python tools/export_model.py --model resnest50 --weights r50.params --out deploy/r50
+    python tools/export_model.py --model resnest50 --weights r50.params --crop 256 \\
+        --classes-file names.txt --out deploy/r50
+
+writes deploy/r50-symbol.json, deploy/r50-0000.params and deploy/r50.json, after it has reloaded the
+first two through SymbolBlock and Module and compared them with the network on fresh inputs.
+
+    python tools/predict.py deploy/r50 photo.jpg --save answer.png          uses them
+    net = gluon.SymbolBlock.imports("deploy/r50-symbol.json", ["data"], "deploy/r50-0000.params")
+"""
+import argparse
+import dataclasses
+
+from gluon_resnest.data.transforms import PROTOCOLS
+from gluon_resnest.errors import UserError, exit_on_user_error
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", metavar="RUN",
+                        help="run directory of a recipe; its best checkpoint is exported")
+    parser.add_argument("--model", metavar="NAME", help="zoo name, instead of a run directory")
+    parser.add_argument("--weights", metavar="FILE", help="parameters for --model, or other ones "
+                        "for the run; --model without it takes the published weights")
+    parser.add_argument("--out", required=True, metavar="PREFIX",
+                        help="what the written files' names begin with")
+    parser.add_argument("--crop", type=int, metavar="PX", help="evaluation crop, for the card "
+                        "(default: the run's, or that of the published weights)")
+    parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol, for the card: "
+                        f"{', '.join(PROTOCOLS)} (default: likewise)")
+    parser.add_argument("--classes-file", metavar="FILE",
+                        help="class names for the card, one a line, in the order of the classes")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    flags = parse(argv)
+    with exit_on_user_error():
+        if (flags.run is None) == (flags.model is None):
+            raise UserError("give either a run directory or --model NAME; see --help")
+        from gluon_resnest.interop import deployed, trained
+        from gluon_resnest.interop.export import TOLERANCE, export_classifier
+        if flags.run:
+            net, card = trained.from_run(flags.run, flags.weights)
+        else:
+            net, card = trained.from_zoo(flags.model, flags.weights)
+        names = flags.classes_file and trained.read_class_names(flags.classes_file)
+        changes = {"crop_px": flags.crop, "protocol": flags.protocol, "class_names": names}
+        card = dataclasses.replace(card, **{name: value for name, value in changes.items()
+                                            if value is not None})
+        card = export_classifier(net, flags.out, card)
+        for file in deployed.paths(flags.out):
+            print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
+        print(f"{card.model}, {card.classes} classes, crop {card.crop_px} px, protocol "
+              f"{card.protocol}; reloaded by SymbolBlock and Module, both within "
+              f"{TOLERANCE:.0e} of the network")
+
+
+if __name__ == "__main__":
+    main()
