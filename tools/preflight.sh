@@ -26,7 +26,7 @@ if [ -z "$python" ]; then
     complain "Python 3.8 to 3.11 is needed, but ${PYTHON:-every python on the PATH} is another version or missing; \
 install one (Debian 12: apt-get install python3.11 python3.11-venv) and, if it is not on the PATH, name it: \
 make PYTHON=/path/to/python3.11 ..."
-elif ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+elif ! "$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then
     complain "$python cannot make virtual environments because its modules venv and ensurepip are missing; \
 install them (Debian: apt-get install python$(python_version "$python")-venv)"
 fi
