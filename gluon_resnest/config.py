@@ -1,7 +1,6 @@
 """Recipes as frozen dataclasses: checked when made, every field a flag, a JSON round trip.
 
-A recipe holds the numbers of an experiment, nothing about a machine or a path. A recipe that differs
-is `dataclasses.replace(RECIPES["resnest50"], crop_px=256)`; there is no inheritance and no merging.
+A recipe holds the numbers of an experiment, nothing about a machine or a path. One that differs is `dataclasses.replace(RECIPES["resnest50"], crop_px=256)`; there is no inheritance and no merging.
 """
 import dataclasses
 import math
@@ -156,6 +155,9 @@ class ClassificationRecipe(Recipe):
                                 choices=("authors", "paper", "randaugment", "none"))
     crop_rule: str = setting("auto", "random crop: gluon, efficientnet, or auto (efficientnet "
                              "from 320 px)", choices=("auto", "gluon", "efficientnet"))
+    crop_scale: Optional[float] = setting(None, "smallest share of the image's area in a random "
+                                          "crop; none: the crop rule's, 0.08 or 0.1", low=0.01,
+                                          high=1.0)
     jitter: float = setting(0.4, "brightness, contrast and saturation jitter", low=0.0, high=1.0)
     lighting: float = setting(0.1, "PCA lighting noise, standard deviation", low=0.0)
     erase_prob: float = setting(0.0, "probability of random erasing", low=0.0, high=1.0)
@@ -175,7 +177,10 @@ class ClassificationRecipe(Recipe):
     eval_protocol: str = setting("gluon", "resize rule before the evaluation crop",
                                  choices=("gluon", "torch", "paper"))
     eval_every: int = setting(5, "epochs between evaluations", low=1)
-    expect_top1: Optional[float] = setting(None, "published top-1 in percent", low=0.0, high=100.0)
+    expect_top1: Optional[float] = setting(None, "published top-1 at eval_px in percent", low=0.0,
+                                           high=100.0)
+    expect_top1_320: Optional[float] = setting(None, "published top-1 at crop 320 in percent "
+                                               "(Table 3)", low=0.0, high=100.0)
     tolerance: float = setting(0.3, "accepted distance below expect_top1, in points", low=0.0)
 
     def __post_init__(self):
@@ -186,6 +191,13 @@ class ClassificationRecipe(Recipe):
         if self.mixup_alpha and self.cutmix_alpha and self.mixup_mode == "example":
             raise UserError("mixup and CutMix together draw one of them per batch; use "
                             "mixup_mode=batch, or set one alpha to 0")
+
+    @property
+    def expected(self):
+        """The published top-1 in percent at `eval_px`, or None."""
+        if self.eval_px == 320 and self.expect_top1_320 is not None:
+            return self.expect_top1_320
+        return self.expect_top1
 
     @property
     def peak_lr(self):

@@ -68,7 +68,7 @@ class Loader:
     def __init__(self, dataset, plan, *, seed, workers):
         if workers < 0:
             raise UserError(f"expected 0 or more data workers, got {workers}")
-        self._dataset, self._plan, self._seed = dataset, plan, seed
+        self.dataset, self._plan, self._seed = dataset, plan, seed
         self._stream_number = 0
         self.steps_per_epoch = plan.steps_per_epoch
         sample = dataset[0, random_for(seed, 0, 0)]
@@ -117,7 +117,7 @@ class Loader:
             indices = self._plan.indices(epoch, step)
             arrays = tuple(np.empty((len(indices),) + spec.shape, spec.dtype)
                            for spec in self._specs)
-            fill(self._dataset, self._seed, epoch, indices, arrays)
+            fill(self.dataset, self._seed, epoch, indices, arrays)
             yield Batch(arrays, indices, epoch, step)
 
     def _from_pool(self, moments, stream):

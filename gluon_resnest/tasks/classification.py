@@ -1,0 +1,228 @@
+"""Image classification as a Task: network, images, soft targets, exact top-k counts."""
+from pathlib import Path
+
+import mxnet as mx
+from mxnet import nd
+
+from gluon_resnest.data import mixing
+from gluon_resnest.data.classification import FolderDataset, RecordDataset
+from gluon_resnest.data.loader import Loader
+from gluon_resnest.data.sampling import EvalPlan, TrainPlan
+from gluon_resnest.data.synthetic import SyntheticClassification
+from gluon_resnest.data.transforms import eval_transform, train_transform
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.weights import load_parameters
+from gluon_resnest.losses import Distillation, SoftCrossEntropy
+from gluon_resnest.metrics import TopK
+from gluon_resnest.models.dropblock import set_drop_prob
+from gluon_resnest.models.resnest import initialize
+from gluon_resnest.zoo import get_model
+
+
+class Classification:
+    """Trains and evaluates one network on class-labelled images.
+
+    Args:
+      recipe: a ClassificationRecipe.
+      run: the command line's other flags.
+      comm: this worker's `engine.comm` connection.
+    """
+
+    main_metric = "top1"
+
+    @staticmethod
+    def add_flags(parser):
+        """Adds the paths and sizes that belong to a machine, not to the experiment."""
+        parser.add_argument("--rec-train", metavar="PATH",
+                            help="training images: a .rec file (tools/pack_records.py or MXNet's "
+                            "im2rec), or a folder of class folders")
+        parser.add_argument("--rec-val", metavar="PATH", help="evaluation images, likewise")
+        parser.add_argument("--eval-batch", type=int, default=64, metavar="N",
+                            help="images per evaluation step of a worker (default: %(default)s)")
+        parser.add_argument("--synthetic-steps", type=int, default=100, metavar="N",
+                            help="training steps in an epoch of --data synthetic "
+                            "(default: %(default)s)")
+        parser.add_argument("--teacher-weights", metavar="FILE",
+                            help="parameters of the teacher network (recipe field teacher)")
+
+    def __init__(self, recipe, run, comm):
+        self._recipe, self._comm = recipe, comm
+        self._context = comm.context(run.device)
+        self._train, self.class_names = None, None
+        if not run.eval_only:
+            self._train = _training_data(recipe, run, comm)
+            self.steps_per_epoch = self._train.steps_per_epoch
+            self.class_names = self._train.dataset.class_names
+        self._val = _evaluation_data(recipe, run, comm, self.class_names)
+        self.class_names = self.class_names or self._val.dataset.class_names
+
+        mx.random.seed(recipe.seed)
+        self.net = _network(recipe, self._context)
+        if run.weights:
+            load_parameters(self.net, run.weights, ctx=self._context)
+        self.net.hybridize(static_alloc=True)
+        self.params = self.net.collect_params()
+        self._teacher = _teacher(recipe, run, self._context)
+        self._loss = SoftCrossEntropy() if self._teacher is None else \
+            Distillation(recipe.temperature, recipe.hard_weight)
+        self._loss.hybridize()
+
+    def on_epoch(self, epoch):
+        """Sets DropBlock's probability on its linear ramp, which ends at the recipe's value."""
+        set_drop_prob(self.net, self._recipe.dropblock * (epoch + 1) / self._recipe.epochs)
+
+    def batches(self, start_step):
+        """Yields (images (N, 3, S, S), targets (N, K)) on the device, from a global step on."""
+        return map(self._mixed, self._train.batches(start_step))
+
+    def losses(self, batch):
+        """Returns {"loss": mean over the local batch}."""
+        images, targets = batch
+        logits = self.net(images)
+        if self._teacher is None:
+            return {"loss": self._loss(logits, targets)}
+        with mx.autograd.pause():
+            taught = self._teacher(images)
+        return {"loss": self._loss(logits, targets, taught)}
+
+    def evaluate(self):
+        """Counts the evaluation set over all workers, every image exactly once.
+
+        Returns:
+          {"top1", "top5": percent, "top1_hits", "top5_hits", "images": counts}.
+
+        Raises:
+          RuntimeError: if the workers together saw another number of images than the set has.
+        """
+        # Batch norm statistics are each worker's own; those of worker 0 are the network's.
+        self._comm.broadcast({name: parameter for name, parameter in self.params.items()
+                              if parameter.grad_req == "null"})
+        metric = TopK((1, 5))
+        for batch in self._val.epoch(0):
+            images, labels = batch.arrays
+            metric.update(self.net(nd.array(images, ctx=self._context)).asnumpy(), labels)
+        top1, top5, seen = (int(count) for count in self._comm.total(metric.counts()))
+        if seen != len(self._val.dataset):
+            raise RuntimeError(f"evaluation saw {seen} images of {len(self._val.dataset)}: each "
+                               "must be seen exactly once")
+        return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "top1_hits": top1,
+                "top5_hits": top5, "images": seen}
+
+    def close(self):
+        """Ends the loader processes."""
+        for loader in (self._train, self._val):
+            if loader is not None:
+                loader.close()
+
+    def _mixed(self, batch):
+        """Moves a batch to the device: mixed images, soft targets."""
+        recipe = self._recipe
+        images, labels = batch.arrays
+        keep, lam, partner = _mixing_plan(recipe, batch)
+        targets = mixing.soft_targets(labels, lam, partner, recipe.classes,
+                                      recipe.label_smoothing, recipe.smoothing_formula)
+        images = nd.array(images, ctx=self._context)
+        if keep is not None:
+            keep = nd.array(keep.reshape(len(lam), 1, *(keep.shape[2:] or (1, 1))),
+                            ctx=self._context)
+            mate = nd.take(images, nd.array(partner, ctx=self._context))
+            images = mate + nd.broadcast_mul(keep, images - mate)
+        return images, nd.array(targets, ctx=self._context)
+
+
+def _mixing_plan(recipe, batch):
+    """Decides how a batch is mixed.
+
+    Returns:
+      (keep, lam, partner): share of the own image as (N,) or, in CutMix, mask (N, 1, H, W), None
+      where nothing is mixed; share of the own label (N,); position of the other image (N,).
+    """
+    moment = (recipe.seed, batch.epoch, batch.indices)
+    mixes = batch.epoch < recipe.epochs - recipe.mixup_off_epochs
+    mixup, cutmix = mixes and recipe.mixup_alpha > 0, mixes and recipe.cutmix_alpha > 0
+    if mixup and cutmix:
+        cutmix = mixing.picks_cutmix(*moment)
+    if cutmix:
+        size = batch.arrays[0].shape[2:]
+        boxes, lam, partner = mixing.cutmix_plan(*moment, recipe.cutmix_alpha, *size,
+                                                 recipe.mixup_mode)
+        return mixing.box_mask(boxes, *size), lam, partner
+    if mixup:
+        lam, partner = mixing.mixup_plan(*moment, recipe.mixup_alpha, recipe.mixup_mode)
+        return lam, lam, partner
+    return (None, *mixing.mixup_plan(*moment, 1.0, "none"))
+
+
+def _network(recipe, context):
+    """Builds the recipe's network, initialised as in the paper, on the device."""
+    options = {} if recipe.final_drop is None else {"final_drop": recipe.final_drop}
+    net = get_model(recipe.network, classes=recipe.classes, last_gamma=recipe.last_gamma,
+                    **options)
+    initialize(net, ctx=context)
+    return net
+
+
+def _teacher(recipe, run, context):
+    """Returns the teacher network in inference mode, or None."""
+    if not recipe.teacher:
+        return None
+    if not run.teacher_weights:
+        raise UserError(f"the teacher {recipe.teacher!r} needs trained parameters: give them with "
+                        "--teacher-weights FILE")
+    net = get_model(recipe.teacher, classes=recipe.classes)
+    load_parameters(net, run.teacher_weights, ctx=context)
+    net.hybridize(static_alloc=True)
+    return net
+
+
+def _training_data(recipe, run, comm):
+    """Returns the loader of the training images."""
+    transform = train_transform(
+        recipe.crop_px, auto_augment=recipe.auto_augment, crop=recipe.crop_rule,
+        scale=recipe.crop_scale, flip=recipe.flip, jitter=recipe.jitter, lighting=recipe.lighting,
+        erase_prob=recipe.erase_prob)
+    if run.data == "synthetic":
+        dataset = SyntheticClassification(recipe.batch * run.synthetic_steps, recipe.crop_px,
+                                          recipe.classes, recipe.seed)
+    else:
+        dataset = open_images(run.rec_train, "--rec-train", transform, recipe.classes)
+    plan = TrainPlan(len(dataset), recipe.batch, comm.rank, comm.size, recipe.seed,
+                     recipe.data_order, recipe.remainder)
+    return Loader(dataset, plan, seed=recipe.seed, workers=run.data_workers)
+
+
+def _evaluation_data(recipe, run, comm, class_names):
+    """Returns the loader of the evaluation images; `class_names` are the training set's."""
+    transform = eval_transform(recipe.eval_px, recipe.eval_protocol)
+    if run.data == "synthetic":
+        length = max(1, recipe.batch * run.synthetic_steps // 8)
+        dataset = SyntheticClassification(length, recipe.eval_px, recipe.classes, recipe.seed)
+    else:
+        dataset = open_images(run.rec_val, "--rec-val", transform, recipe.classes, class_names)
+    plan = EvalPlan(len(dataset), run.eval_batch * comm.size, comm.rank, comm.size)
+    return Loader(dataset, plan, seed=recipe.seed, workers=run.data_workers)
+
+
+def open_images(path, flag, transform, classes, class_names=None):
+    """Opens class-labelled images by what `path` is.
+
+    Args:
+      path: a .rec file, or a folder of class folders.
+      flag: the command line flag it came from, for the error messages.
+      transform: pipeline applied to each image.
+      classes: labels must be below.
+      class_names: numbers the class folders of a folder, e.g. by the training set's names.
+
+    Raises:
+      UserError: if there is nothing to open, or more classes than the network has.
+    """
+    if not path:
+        raise UserError(f"{flag} PATH is missing; give a .rec file or a folder of class folders, "
+                        "or use --data synthetic")
+    if not Path(path).is_dir():
+        return RecordDataset(path, transform, classes=classes)
+    dataset = FolderDataset(path, transform, class_names)
+    if len(dataset.class_names) > classes:
+        raise UserError(f"{flag}: {path} has {len(dataset.class_names)} class folders and the "
+                        f"network {classes} classes; give --classes {len(dataset.class_names)}")
+    return dataset
