@@ -74,6 +74,7 @@ class FolderDataset:
     Args:
       root: the folder that contains the class folders.
       transform: callable (image uint8 (H, W, 3) RGB, rng) -> float32 (3, H, W).
+      classes: number of classes; more folders than that are refused.
       class_names: numbers the classes by this list, e.g. the training set's; folders for some of
         them may then be missing.
 
@@ -81,13 +82,16 @@ class FolderDataset:
       class_names: list of str.
 
     Raises:
-      UserError: if there is no such folder, or no image in it.
+      UserError: if there is no such folder, no image in it, or too many classes.
     """
 
-    def __init__(self, root, transform, class_names=None):
+    def __init__(self, root, transform, classes=None, class_names=None):
         self._root = Path(root)
         self._transform = transform
         items, self.class_names = list_folder(root, class_names)
+        if classes and len(self.class_names) > classes:
+            raise UserError(f"expected at most {classes} classes in {root}, got "
+                            f"{len(self.class_names)}; check the folder and the number of classes")
         self._files = [file for _, file in items]
         self._labels = np.array([label for label, _ in items], dtype=np.int64)
 
