@@ -1,6 +1,7 @@
 """Recipes as frozen dataclasses: checked when made, every field a flag, a JSON round trip.
 
-A recipe holds the numbers of an experiment, nothing about a machine or a path. One that differs is `dataclasses.replace(RECIPES["resnest50"], crop_px=256)`; there is no inheritance and no merging.
+A recipe holds the numbers of an experiment, nothing about a machine or a path. One that differs is
+`dataclasses.replace(RECIPES["resnest50"], crop_px=256)`; nothing is inherited or merged.
 """
 import dataclasses
 import math
