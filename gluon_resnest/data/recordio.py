@@ -3,6 +3,7 @@
 MXNet's own readers abort the process or go on silently on most kinds of damage. Here each is one
 sentence.
 """
+import fcntl
 import hashlib
 import logging
 import os
@@ -181,8 +182,16 @@ class RecordWriter:
         self.partial = Path(f"{rec}.partial")
         self.keys, self._starts = [], []
         self._hash = hashlib.sha256()
-        self._file = open(self.partial, "r+b" if resume and self.partial.exists() else "w+b")
-        self._bytes = self._recover()
+        self._bytes = 0
+        self._file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"another process is writing {rec} right now; wait for it") from None
+        if resume:
+            self._recover()
+        self._file.truncate(self._bytes)
 
     def __enter__(self):
         return self
@@ -213,19 +222,15 @@ class RecordWriter:
         os.replace(self.partial, self.path)
 
     def _recover(self):
-        """Takes stock of the whole records in the partial file and cuts off what follows."""
-        self._bytes = 0
+        """Takes stock of the whole records in the partial file; leaves its position behind them."""
         size = os.fstat(self._file.fileno()).st_size
         try:
             while self._bytes < size:
                 end = record_end(self._file.fileno(), self._bytes, size)
                 block = self._file.read(end - self._bytes)
                 self._note(unpack_record(unframe(block)).id, block)
-        except Damaged:
-            pass                                              # written half when it was interrupted
-        self._file.seek(self._bytes)
-        self._file.truncate()
-        return self._bytes
+        except Damaged:                                       # written half when it was interrupted
+            self._file.seek(self._bytes)
 
     def _note(self, key, block):
         self.keys.append(key)
