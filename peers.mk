@@ -1,0 +1,24 @@
+# make peers   compares converted weights with timm on PyTorch, in an environment of its own
+#
+# Not part of `make test`. PEERS="resnest14d resnest26d" chooses the models; without it, all eight.
+
+PEERS ?=
+PEERS_BIN := .venv-peers/bin
+PEERS_RUN := runs/peers
+
+.PHONY: peers golden
+
+.venv-peers/.done: tests/peers/requirements.txt
+	python3 -m venv .venv-peers
+	$(PEERS_BIN)/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@
+
+peers: .venv-peers/.done
+	rm -rf $(PEERS_RUN)
+	$(PEERS_BIN)/python tests/peers/write_timm.py $(PEERS_RUN) $(PEERS)
+	.venv/bin/python tests/peers/check_ours.py $(PEERS_RUN)
+	$(PEERS_BIN)/python tests/peers/read_back.py $(PEERS_RUN)
+	rm -rf $(PEERS_RUN)
+
+golden: .venv-peers/.done
+	$(PEERS_BIN)/python tests/peers/write_timm.py --golden tests/golden/timm_logits.npz
