@@ -78,13 +78,18 @@ def test_the_paper_table_differs_in_sub_policy_15_only():
     assert autoaugment.PAPER_TABLE[15] == (("Rotate", 0.8, 8), ("Color", 1.0, 2))
 
 
-@pytest.mark.parametrize("name", ["authors", "paper"])
-def test_every_step_is_known_and_scaled(name):
-    spans = {"authors": AUTHORS_SPANS, "paper": PAPER_SPANS}[name]
-    for step in (step for row in POLICIES[name].table for step in row):
-        assert step.name in OPERATIONS and 0 <= step.probability <= 1 and 0 <= step.strength <= 1
-        assert step.span is spans.get(step.name)
-        assert (step.span is None) == (step.name in {"AutoContrast", "Equalize", "Invert"})
+@pytest.mark.parametrize("name, table, spans, max_level, fill", [
+    ("authors", autoaugment.AUTHORS_TABLE, AUTHORS_SPANS, 10, (0, 0, 0)),
+    ("paper", autoaugment.PAPER_TABLE, PAPER_SPANS, 9, (128, 128, 128)),
+])
+def test_policies_are_their_tables(name, table, spans, max_level, fill):
+    assert POLICIES[name].fill == fill
+    for row, steps in zip(table, POLICIES[name].table):
+        assert [(step.name, step.probability) for step in steps] == [half[:2] for half in row]
+        assert [step.strength for step in steps] == [level / max_level for _, _, level in row]
+        for step in steps:
+            assert step.name in OPERATIONS and step.span is spans.get(step.name)
+            assert (step.span is None) == (step.name in {"AutoContrast", "Equalize", "Invert"})
 
 
 @pytest.mark.parametrize("level", range(11))
@@ -185,6 +190,14 @@ def test_rotation_is_counter_clockwise_and_filled():
     assert turned[0, 4].tolist() == [255] * 3
     corner = array(OPERATIONS["Rotate"](Image.fromarray(image), 45, (128, 128, 128)))[0, 0]
     assert corner.tolist() == [128] * 3
+
+
+def test_shears_are_bicubic_and_rotations_nearest():
+    edge = np.zeros((20, 20, 3), np.uint8)
+    edge[:, 10:] = 255
+    image = Image.fromarray(edge)
+    assert len(np.unique(array(OPERATIONS["ShearX"](image, 0.13, (0, 0, 0))))) > 2
+    assert set(np.unique(array(OPERATIONS["Rotate"](image, 13, (0, 0, 0))))) == {0, 255}
 
 
 def test_sharpness_blurs_below_one():

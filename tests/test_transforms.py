@@ -108,8 +108,13 @@ def test_random_area_is_uniform_and_aspect_log_uniform():
     assert log_aspect.mean() == pytest.approx(0, abs=0.02)
 
 
-def test_distorted_box_hand_number():
-    # 100 x 200, aspect .8: smallest area 2000 -> height 50; largest 20000 -> 158, cut to 100.
+@pytest.mark.parametrize("height, width, aspect, shortest, tallest", [
+    (100, 200, 0.8, 50, 100),       # areas 2000 and 20000 -> heights 50 and 158, cut to the image
+    (200, 100, 1.25, 40, 80),       # 40 and 126; 80 rows are 100 columns wide
+    (200, 100, 1.3, 39, 76),        # 77 rows would be 100.1 columns wide
+    (100, 100, 1.0, 32, 100),       # 31.6 and 100
+])
+def test_distorted_box_hand_numbers(height, width, aspect, shortest, tallest):
     drawn = []
 
     class Recorder(Script):
@@ -117,8 +122,9 @@ def test_distorted_box_hand_number():
             drawn.append((low, high))
             return super().uniform(low, high)
 
-    assert crops.distorted_box(Recorder([0.8, 60.2], [3, 5]), 100, 200, 320) == (5, 3, 60, 48)
-    assert drawn == [(3 / 4, 4 / 3), (50, 100)]
+    box = crops.distorted_box(Recorder([aspect, 60.2], [3, 5]), height, width, 320)
+    assert drawn == [(3 / 4, 4 / 3), (shortest, tallest)]
+    assert box == (5, 3, 60, round(60 * aspect))
 
 
 def test_distorted_box_obeys_its_limits():
