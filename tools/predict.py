@@ -6,9 +6,9 @@
     python tools/predict.py resnest50 photo.jpg                           published weights
     python tools/predict.py resnest50 photo.jpg --weights r50.params --classes-file names.txt
 
-Crop, resizing and class names come from the card beside the exported files, or from the zoo; --crop,
---protocol and --classes-file replace them. A picture that cannot be read is named and left out,
-and the exit code is then 2.
+Crop, resizing and class names come from the card beside the exported files, or from the zoo;
+--crop, --protocol and --classes-file replace them. A picture that cannot be read is named and left
+out, and the exit code is then 2.
 """
 import argparse
 import dataclasses

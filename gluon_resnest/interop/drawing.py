@@ -1,9 +1,10 @@
 """Draws images beside their predicted classes."""
 import math
+import os
 from pathlib import Path
 
+from ..data import images
 from ..errors import MissingExtra, UserError
-from .predictor import read_image
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 MAX_DRAWN = 24
@@ -24,13 +25,9 @@ def check_picture(path):
         import matplotlib  # noqa: F401
     except ImportError:
         raise MissingExtra("matplotlib", "train") from None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab"):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder"
-                        ) from error
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise UserError(f"cannot write {str(path)!r}; choose a file in an existing, writable "
+                        "folder")
 
 
 def draw_answers(path, answers):
@@ -52,18 +49,23 @@ def draw_answers(path, answers):
     rows = math.ceil(len(drawn) / columns)
     width, height = _CELL_INCHES
     figure = Figure(figsize=(width * columns, height * rows + 0.2), facecolor="white")
-    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 1.35] * columns,
-                               left=0.02, right=0.985, wspace=0.08, hspace=0.16,
+    # Columns come in threes: image, bars, and a gap to the next image.
+    grid = figure.add_gridspec(rows, 3 * columns, width_ratios=[1, 1.35, 0.1] * columns,
+                               left=0.02, right=1, wspace=0.08, hspace=0.1,
                                top=1 - 0.1 / (height * rows), bottom=0.1 / (height * rows))
     for position, answer in enumerate(drawn):
         row, column = divmod(position, columns)
-        _draw_image(figure.add_subplot(grid[row, 2 * column]), answer)
-        _draw_bars(figure.add_subplot(grid[row, 2 * column + 1]), answer)
-    figure.savefig(path, dpi=150)
+        _draw_image(figure.add_subplot(grid[row, 3 * column]), answer)
+        _draw_bars(figure.add_subplot(grid[row, 3 * column + 1]), answer)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
+                        "with space") from error
 
 
 def _draw_image(axes, answer):
-    image = read_image(answer.file)
+    image = images.load(answer.file)
     axes.imshow(image, interpolation="nearest" if max(image.shape) < 100 else "antialiased")
     axes.set_axis_off()
     axes.set_anchor("C")

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..models.dropblock import DropBlock
 from . import deployed
 from .deployed import INPUT
-from .graph import parse_graph
+from .graph import BadGraph, parse_graph
 
 # Largest difference of logits, relative to the largest logit, between net and files. The same
 # operators in the same order differ by nothing; Module fuses batch norms into convolutions.
@@ -99,7 +99,11 @@ def trace(net):
     except (RuntimeError, mx.gluon.parameter.DeferredInitializationError) as error:
         raise UserError(f"parameter {label} has no values yet; load weights before exporting"
                         ) from error
-    graph = parse_graph(symbol.tojson(), type(net).__name__)
+    try:
+        graph = parse_graph(symbol.tojson())
+    except BadGraph as error:
+        raise UserError(f"cannot export {type(net).__name__}: {error}; allow it in "
+                        "interop/graph.py if it is safe") from error
     return graph.without("Dropout").renamed(rename), arrays
 
 

@@ -14,7 +14,7 @@ from typing import Tuple
 
 from ..errors import UserError, nearest
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20
 MAX_NODES = 20_000          # ResNeSt-269 has about 5000; MXNet needs seconds for 200 000
 _MAX_NAME = 300
 _FORMAT = {"mxnet_version": ["int", 10901]}
@@ -44,12 +44,13 @@ class Graph:
 
     def to_json(self):
         """Returns the text that MXNet reads; equal graphs give equal texts."""
-        nodes = [{"op": node.op, "name": node.name, "inputs": [list(e) for e in node.inputs],
+        nodes = [{"op": node.op, "name": node.name, "inputs": node.inputs,
                   **({"attrs": dict(sorted(node.attrs.items()))} if node.attrs else {})}
                  for node in self.nodes]
         variables = [i for i, node in enumerate(self.nodes) if node.op == "null"]
-        return json.dumps({"nodes": nodes, "arg_nodes": variables, "heads": [[self.head, 0, 0]],
-                           "attrs": _FORMAT}, indent=1)
+        parts = {"arg_nodes": variables, "heads": [[self.head, 0, 0]], "attrs": _FORMAT}
+        lines = ",\n".join(map(json.dumps, nodes))       # a node a line: short, and good to diff
+        return f'{{"nodes": [\n{lines}\n],\n{json.dumps(parts)[1:]}\n'
 
     def operators(self):
         """Returns {operator: how often}, variables left out."""
@@ -86,35 +87,32 @@ def read_graph(file):
     file = Path(file)
     try:
         if file.stat().st_size > MAX_BYTES:
-            raise UserError(f"{str(file)!r} is larger than {MAX_BYTES >> 20} MB, which no exported "
-                            "graph is; export the network again")
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the graph {str(file)!r} ({error}); "
+            raise BadGraph(f"it is larger than {MAX_BYTES >> 20} MB")
+        return parse_graph(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, BadGraph) as error:
+        raise UserError(f"{str(file)!r} is not the graph of an exported classifier: {error}; "
                         "export the network again") from error
-    return parse_graph(text, str(file))
 
 
-def parse_graph(text, source="graph"):
-    """Parses and checks the text of a symbol file; `source` names it in errors.
+def parse_graph(text):
+    """Parses and checks the text of a symbol file.
 
     Raises:
-      UserError: see `read_graph`.
+      BadGraph: if it holds what no export of a classifier holds.
     """
     try:
         return _graph(json.loads(text))
-    except (_Fault, ValueError, RecursionError) as error:
-        raise UserError(f"{source!r} is not the graph of an exported classifier: {error}; export "
-                        "the network again with tools/export_model.py") from error
+    except (ValueError, RecursionError) as error:
+        raise BadGraph(f"it is not JSON ({error})") from error
 
 
-class _Fault(Exception):
-    """What is wrong with a graph, to be completed by the file's name."""
+class BadGraph(Exception):
+    """What is wrong with a graph."""
 
 
 def _require(truth, fault):
     if not truth:
-        raise _Fault(fault)
+        raise BadGraph(fault)
 
 
 def _graph(document):
@@ -148,8 +146,8 @@ def _node(node, earlier):
     _require(not extra, f"{label} has unknown parts {', '.join(sorted(extra))}")
     attrs = node.get("attrs", {})
     _require(isinstance(attrs, dict), f"{label} has attributes that are no object")
-    # Dunder attributes are hints of Gluon's (shape, learning rate); the parameter file decides.
-    attrs = {key: text for key, text in attrs.items() if not key.startswith("__")}
+    # What a variable carries, and dunder attributes, are hints; the parameter file decides.
+    attrs = {key: text for key, text in attrs.items() if op != "null" and key[:2] != "__"}
     for key, text in attrs.items():
         check = rule.attrs.get(key)
         _require(check, f"{label} has the unknown attribute {key!r}")
@@ -282,7 +280,7 @@ OPERATORS = {
     **{op: _UNARY for op in ("Flatten", "sigmoid", "relu", "exp", "tanh", "_copy")},
     **{op: _BINARY for op in (
         "elemwise_add", "elemwise_sub", "elemwise_mul", "_Plus", "_Minus", "_Mul",
-        "broadcast_add", "broadcast_sub", "broadcast_mul", "broadcast_div")},
+        "broadcast_add", "broadcast_sub", "broadcast_mul", "broadcast_div", "broadcast_like")},
     **{op: _SCALAR for op in ("_plus_scalar", "_minus_scalar", "_rminus_scalar", "_mul_scalar",
                               "_div_scalar")},
 }

@@ -5,14 +5,12 @@ from typing import NamedTuple, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
-from PIL import Image
 from mxnet import autograd
 
+from ..data import images as image_files
 from ..data.transforms import eval_transform
 from ..errors import UserError
 from . import deployed
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 
 
 class Guess(NamedTuple):
@@ -111,7 +109,7 @@ class Predictor:
             images, problems = {}, {}
             for file in group:
                 try:
-                    images[file] = read_image(file)
+                    images[file] = image_files.load(file)
                 except UserError as error:
                     problems[file] = str(error)
             guesses = dict(zip(images, self.predict(images.values(), topk=topk, batch=batch)))
@@ -133,26 +131,13 @@ def find_images(sources):
     for source in map(Path, sources):
         if source.is_dir():
             found = sorted(file for file in source.rglob("*")
-                           if file.suffix.lower() in SUFFIXES and file.is_file())
+                           if file.suffix.lower() in image_files.SUFFIXES and file.is_file())
             if not found:
                 raise UserError(f"the folder {str(source)!r} holds no image; expected files ending "
-                                f"in {', '.join(SUFFIXES)}")
+                                f"in {', '.join(image_files.SUFFIXES)}")
             files += found
         elif source.exists():
             files.append(source)
         else:
             raise UserError(f"there is no image or folder {str(source)!r}; check the path")
     return files
-
-
-def read_image(file):
-    """Reads an image file as uint8 RGB (H, W, 3).
-
-    Raises:
-      UserError: if it cannot be read, or is no image.
-    """
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{str(file)!r} is not a readable image ({error})") from error
