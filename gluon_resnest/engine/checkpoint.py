@@ -1,0 +1,347 @@
+"""Checkpoints that are whole or absent, checked by checksum, and never pickled.
+
+    checkpoints/step-00001250/
+      model.params       parameters under their structural Gluon names: net.load_parameters reads it
+      optimizer.params   arrays of the update, such as "conv1.weight:0" (momentum)
+      state.json         where the run stood: step, best value, seed, numbers of the update
+      manifest.json      size and sha256 of the three others
+
+A checkpoint is written under another name and renamed when all of it is on the disk, so that a
+kill at any moment leaves the older ones. The state of the newest says which one is the best.
+"""
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnest.errors import UserError
+
+FORMAT = 1
+MODEL, OPTIMIZER = "model.params", "optimizer.params"
+STATE, MANIFEST = "state.json", "manifest.json"
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"step-(\d{8,})")
+_UNFINISHED = "unfinished-"                       # being written or being removed
+# What damaged or hostile files make the readers below raise.
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError,
+           mx.base.MXNetError)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands after `step` updates; what the next step needs besides the arrays.
+
+    Attributes:
+      step: updates done.
+      seed: of every random choice.
+      workers: number of workers that made it.
+      steps_per_epoch: length of an epoch.
+      best, best_step: highest value of the main metric so far, and where; None before the first.
+      metrics: values of the last evaluation.
+      seconds: wall time spent in all runs so far.
+    """
+
+    step: int = 0
+    seed: int = 0
+    workers: int = 1
+    steps_per_epoch: int = 1
+    best: Optional[float] = None
+    best_step: Optional[int] = None
+    metrics: dict = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint in memory: {name: numpy array} of network and update, their numbers."""
+
+    path: Path
+    state: State
+    numbers: dict
+    model: dict
+    arrays: dict
+
+
+class Checkpoints:
+    """The checkpoints of a run directory.
+
+    Args:
+      directory: where they lie; made at the first save.
+      keep: how many of the newest are kept, besides the best.
+    """
+
+    def __init__(self, directory, keep=3):
+        if keep < 1:
+            raise UserError(f"at least 1 checkpoint must be kept, got {keep!r}")
+        self.directory, self._keep = Path(directory), keep
+
+    def save(self, net, update, state):
+        """Writes a checkpoint, then removes what is neither among the newest nor the best.
+
+        Args:
+          net: Block; update: `optim.Update`; state: State.
+
+        Returns:
+          The path of the checkpoint.
+
+        Raises:
+          UserError: if the directory cannot be written or the disk is full; what was saved
+            before is still there, and no part of this one.
+        """
+        mx.nd.waitall()            # running statistics may lag behind the step (hybridized nets)
+        arrays, numbers = update.state()
+        record = {"format": FORMAT, "state": dataclasses.asdict(state), "update": numbers}
+        target = self._path(state.step)
+        building = self.directory / (_UNFINISHED + target.name)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._clean()
+            try:
+                building.mkdir()
+                files = {MODEL: _write(building / MODEL, _packed(_parameters(net))),
+                         OPTIMIZER: _write(building / OPTIMIZER, _packed(arrays)),
+                         STATE: _write(building / STATE, [_json(record)])}
+                _write(building / MANIFEST, [_json({"format": FORMAT, "files": files})])
+                _sync(building)
+                if target.exists():        # only a damaged one that this run has not started from
+                    self._remove(target)
+                os.rename(building, target)
+                _sync(self.directory)
+            except BaseException:
+                shutil.rmtree(building, ignore_errors=True)
+                raise
+            self._prune(state)
+        except OSError as error:
+            raise UserError(
+                f"cannot save {target.name} in {self.directory}: {error.strerror or error}; what "
+                "was saved before is whole: make room or give a writable --workdir, and run the "
+                "same command again") from error
+        return target
+
+    def latest(self):
+        """Returns the newest whole Checkpoint, or None; warns of each damaged one it passes."""
+        for step in reversed(self.steps()):
+            found = self._read(step)
+            if found is not None:
+                return found
+        return None
+
+    def best(self):
+        """Returns the whole Checkpoint with the highest main metric, or None."""
+        newest = self.latest()
+        if newest is None or newest.state.best_step is None:
+            return None
+        return newest if newest.state.best_step == newest.state.step else \
+            self._read(newest.state.best_step)
+
+    def steps(self):
+        """Returns the steps of the checkpoints that are there, ascending, whole or not."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = (_NAME.fullmatch(name) for name in os.listdir(self.directory))
+            return sorted(int(match.group(1)) for match in names if match)
+        return []
+
+    def restore(self, net, update, comm):
+        """Brings every worker's network and update to the newest whole checkpoint.
+
+        Only the main worker reads files; a shared file system is not needed.
+
+        Returns:
+          Its State, or a fresh State if there is none.
+
+        Raises:
+          UserError: if it belongs to another network or optimizer.
+        """
+        found = None
+
+        def find():
+            nonlocal found
+            found = self.latest()
+            return found and (found.state, found.numbers)
+
+        header = comm.on_main(find)
+        if header is None:
+            return State()
+        state, numbers = header
+        model = comm.share_arrays(found and found.model)
+        arrays = comm.share_arrays(found and found.arrays)
+        load(net, model, source=self._path(state.step))
+        update.restore(arrays, numbers)
+        return state
+
+    def _path(self, step):
+        return self.directory / f"step-{step:08d}"
+
+    def _read(self, step):
+        """Returns the Checkpoint of `step`, or None with a warning if it is not whole."""
+        path = self._path(step)
+        try:
+            return read(path)
+        except UserError as error:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+            return None
+
+    def _prune(self, state):
+        steps = self.steps()
+        kept = {*steps[-self._keep:], state.step, state.best_step}
+        for step in steps:
+            if step not in kept:
+                self._remove(self._path(step))
+
+    def _remove(self, path):
+        """Removes a checkpoint so that a kill in between leaves none that looks whole."""
+        doomed = path.with_name(f"{_UNFINISHED}{path.name}-old")
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+    def _clean(self):
+        """Removes what a killed process left behind."""
+        for left in self.directory.glob(_UNFINISHED + "*"):
+            shutil.rmtree(left)
+
+
+def read(path):
+    """Reads one checkpoint and checks it against its manifest.
+
+    Raises:
+      UserError: if it is damaged or of another format.
+    """
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']!r}, this version reads {FORMAT}")
+        contents = {name: _checked(path / name, manifest["files"][name])
+                    for name in (MODEL, OPTIMIZER, STATE)}
+        record = json.loads(contents[STATE])
+        return Checkpoint(path, _state(record["state"]), dict(record["update"]),
+                          _unpacked(contents[MODEL]), _unpacked(contents[OPTIMIZER]))
+    except _DAMAGE as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise UserError(f"checkpoint {path} is damaged ({reason}); an older one is used if there "
+                        "is one") from error
+
+
+def load(net, arrays, *, source):
+    """Sets all parameters of `net`.
+
+    Args:
+      net: initialised Block.
+      arrays: {structural name: numpy array}.
+      source: where they come from, for messages.
+
+    Raises:
+      UserError: listing missing, unexpected and mis-shaped names; nothing is changed then.
+    """
+    params = net._collect_params_with_prefix()
+    missing = [name for name in params if name not in arrays]
+    unexpected = [name for name in arrays if name not in params]
+    misshaped = [f"{name} {arrays[name].shape} instead of {params[name].shape}"
+                 for name in params if name in arrays and not _fits(params[name], arrays[name])]
+    faults = [f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+              for what, names in (("missing", missing), ("unexpected", unexpected),
+                                  ("of another shape", misshaped)) if names]
+    if faults:
+        raise UserError(f"{source} does not fit this network ({'; '.join(faults)}); use the "
+                        "network it was made with, or another workdir")
+    for name, array in arrays.items():
+        params[name]._load_init(mx.nd.array(array, dtype=array.dtype), None)
+
+
+def _fits(parameter, array):
+    """Returns whether the shapes agree; 0 in a parameter's shape is not known yet."""
+    known = parameter.shape
+    return known is None or (len(known) == array.ndim and
+                             all(want in (0, got) for want, got in zip(known, array.shape)))
+
+
+def _state(values):
+    fields = {field.name: field.default for field in dataclasses.fields(State)}
+    state = State(**{name: values[name] for name in fields})
+    whole = (state.step, state.seed, state.workers, state.steps_per_epoch)
+    if not all(type(value) is int for value in whole) or min(whole) < 0:
+        raise ValueError(f"{STATE} holds no counts")
+    return state
+
+
+def _parameters(net):
+    return {name: parameter.data()
+            for name, parameter in net._collect_params_with_prefix().items()}
+
+
+def _json(values):
+    return json.dumps(values, indent=1).encode()
+
+
+def _checked(path, entry):
+    """Returns the bytes of a file if they are those that were written."""
+    if path.stat().st_size != entry["bytes"]:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes of {entry['bytes']}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{path.name} does not match its checksum")
+    return content
+
+
+def _write(path, chunks):
+    """Writes `chunks` of bytes through to the disk; returns the manifest's entry."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _sync(directory):
+    """Makes the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# The list format of `mxnet.nd.save` (include/mxnet/ndarray.h, NDArray::Save). It is written here,
+# because MXNet's own writer does not notice a disk that fills up with the last bytes.
+_LIST_MAGIC, _ARRAY_MAGIC, _DENSE, _CPU = 0x112, 0xF993FAC9, 0, 1
+_DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int32": 4, "int8": 5,
+                "int64": 6}
+
+
+def _packed(arrays):
+    """Yields the bytes of a `.params` file of {name: NDArray}."""
+    yield struct.pack("<QQQ", _LIST_MAGIC, 0, len(arrays))
+    for array in arrays.values():
+        array = array.asnumpy()
+        yield struct.pack(f"<Iii{array.ndim}qiii", _ARRAY_MAGIC, _DENSE, array.ndim, *array.shape,
+                          _CPU, 0, _DTYPE_CODES[array.dtype.name])
+        yield array.tobytes()
+    yield struct.pack("<Q", len(arrays))
+    for name in arrays:
+        encoded = name.encode()
+        yield struct.pack("<Q", len(encoded)) + encoded
+
+
+def _unpacked(content):
+    """Returns {name: numpy array} of the bytes of a `.params` file."""
+    arrays = mx.nd.load_frombuffer(content)
+    if not isinstance(arrays, dict):        # no names: no arrays
+        return {}
+    return {name: np.asarray(array.asnumpy()) for name, array in arrays.items()}

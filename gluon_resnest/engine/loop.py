@@ -1,0 +1,205 @@
+"""The only training loop."""
+import contextlib
+import logging
+import math
+import time
+import zlib
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Iterator, Optional, Protocol
+
+import mxnet as mx
+from mxnet import autograd
+
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.errors import UserError
+
+STEPS_AHEAD = 2      # steps handed to MXNet's engine before the loop waits for the oldest
+
+_log = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """What `fit` trains."""
+
+    net: Any
+    params: Any
+    steps_per_epoch: int
+    main_metric: str
+
+    def batches(self, start_step: int) -> Iterator:
+        """Returns an endless iterator of batches, from a global step on (counted from 0)."""
+
+    def losses(self, batch) -> Dict[str, mx.nd.NDArray]:
+        """Returns named scalars, means over the local batch; called under autograd.record()."""
+
+    def evaluate(self) -> Dict[str, float]:
+        """Returns named values, exact over all workers and equal on each."""
+
+    def on_epoch(self, epoch: int) -> None:
+        """Prepares an epoch; called before its first step, also when a run resumes inside it."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+      best, best_step: highest main metric and where; None before the first evaluation.
+      metrics: the last evaluation.
+      seconds: wall time of all runs of this directory.
+      images_per_second: of the training steps of this run, all workers; 0 if there were none.
+    """
+
+    best: Optional[float]
+    best_step: Optional[int]
+    metrics: Dict[str, float]
+    seconds: float
+    images_per_second: float
+
+
+def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State(), log_every=50,
+        eval_every=1, save_every=None):
+    """Trains `task` up to `steps` updates; see docs/architecture.md for what a task is.
+
+    Args:
+      update: `optim.Update`, or what has its methods: takes a loss, changes the parameters.
+      lr_at: schedule; the k-th update, counted from 1, uses `lr_at(k)`.
+      seed: of what is drawn on the device (dropout, DropBlock), with step and rank.
+      comm, log, checkpoints: this worker's `Comm`, `RunLog` and `Checkpoints`.
+      start: where to begin, from `checkpoints.restore`; a fresh State begins at 0.
+      log_every: steps between log lines; losses are looked at only there and before a save.
+      eval_every: epochs between evaluations; the last step is always followed by one.
+      save_every: steps between checkpoints inside an epoch; each epoch ends with one.
+
+    Raises:
+      FloatingPointError: on all workers, naming step, loss term and worker of the first loss that
+        is not finite.
+      UserError: `start` belongs to another seed or data set, or a checkpoint cannot be saved.
+    """
+    state = _continued(start, seed, comm.size, task.steps_per_epoch)
+    began = time.monotonic() - start.seconds
+    comm.broadcast(task.params)
+    log.begin(start.step)
+    window = Window(comm)
+    batches = task.batches(start.step)
+    for step in range(start.step, steps):
+        if step == start.step or step % task.steps_per_epoch == 0:
+            task.on_epoch(step // task.steps_per_epoch)
+        with window.waiting():
+            batch = next(batches)
+        mx.random.seed(device_seed(seed, step, comm.rank))
+        with autograd.record():
+            losses = task.losses(batch)
+            loss = sum(losses.values())
+        update.step(loss, lr_at(step + 1))
+        window.add(step + 1, losses)
+        log.advance()
+
+        done = step + 1
+        epoch_ends = done % task.steps_per_epoch == 0 or done == steps
+        saves = epoch_ends or (save_every is not None and done % save_every == 0)
+        if saves or done % log_every == 0:
+            log.training(done, lr_at(done), window.close())
+        if not saves:
+            continue
+        mx.nd.waitall()      # a hybridized net's running statistics may lag behind the step
+        if done == steps or (epoch_ends and done // task.steps_per_epoch % eval_every == 0):
+            state = _judged(state, done, task.evaluate(), task.main_metric)
+            log.evaluation(done, state.metrics)
+        state = replace(state, step=done, seconds=time.monotonic() - began)
+        comm.on_main(lambda: checkpoints.save(task.net, update, state) and None)
+    return Summary(state.best, state.best_step, state.metrics, state.seconds,
+                   log.images_per_second)
+
+
+def device_seed(seed, step, rank):
+    """Returns the seed, in [0, 2**31), of what step `step` draws on the device of worker `rank`."""
+    return zlib.crc32(f"{seed}/{step}/{rank}".encode()) >> 1
+
+
+class Window:
+    """The losses of the steps since the last log line, left on the device until `close`."""
+
+    def __init__(self, comm):
+        self._comm = comm
+        self._clear()
+
+    def _clear(self):
+        self._steps, self._losses, self._waited, self._began = [], [], 0.0, None
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Times what is inside as waiting for data; the first call starts the window's clock.
+
+        The loader may fill this time while the device still computes, so the share is an upper
+        bound of what a faster loader would save.
+        """
+        before = time.monotonic()
+        self._began = self._began or before
+        yield
+        self._waited += time.monotonic() - before
+
+    def add(self, step, losses):
+        """Keeps a step's losses; waits, without copying, so that few steps are in flight.
+
+        Without this the loop would queue all batches of the window in memory.
+        """
+        self._steps.append(step)
+        self._losses.append(losses)
+        if len(self._losses) > STEPS_AHEAD:
+            for value in self._losses[-1 - STEPS_AHEAD].values():
+                value.wait_to_read()
+
+    def close(self):
+        """Reads the losses, compares notes with the other workers, starts anew.
+
+        Returns:
+          {"losses": {name: mean over steps and workers}, "steps", "seconds",
+          "data_wait": share of the seconds this worker waited for data}.
+
+        Raises:
+          FloatingPointError: on all workers, if a loss of any of them is not finite.
+        """
+        values = {name: mx.nd.concat(*(losses[name].reshape(-1) for losses in self._losses),
+                                     dim=0).asnumpy().astype("float64")
+                  for name in self._losses[0]}
+        seconds = time.monotonic() - self._began
+        fault = next(((step, name) for at, step in enumerate(self._steps) for name in values
+                      if not math.isfinite(values[name][at])), None)
+        notes = self._comm.gather((fault, {name: row.mean() for name, row in values.items()}))
+        faults = [(*fault, rank) for rank, (fault, _) in enumerate(notes) if fault]
+        if faults:
+            step, name, rank = min(faults, key=lambda fault: fault[0])
+            raise FloatingPointError(f"loss {name!r} is not finite at step {step} on worker {rank}")
+        means = {name: float(sum(note[name] for _, note in notes) / len(notes)) for name in values}
+        record = {"losses": means, "steps": len(self._steps), "seconds": seconds,
+                  "data_wait": self._waited / seconds}
+        self._clear()
+        return record
+
+
+def _continued(start, seed, workers, steps_per_epoch):
+    """Returns the State of this run at its first step."""
+    here = replace(start, seed=seed, workers=workers, steps_per_epoch=steps_per_epoch)
+    if start.step == 0:
+        return here
+    if start.seed != seed:
+        raise UserError(f"the checkpoint of step {start.step} was trained with seed {start.seed}, "
+                        f"this run has seed {seed}; use the same seed, or another workdir")
+    if start.steps_per_epoch != steps_per_epoch:
+        raise UserError(f"the checkpoint of step {start.step} was trained with "
+                        f"{start.steps_per_epoch} steps per epoch, this run has {steps_per_epoch}; "
+                        "use the same data and batch, or another workdir")
+    if start.workers != workers and workers:
+        _log.warning("step %d was reached by %d workers and goes on with %d: sums over workers and "
+                     "what is drawn on a device differ from an undisturbed run", start.step,
+                     start.workers, workers)
+    return here
+
+
+def _judged(state, step, metrics, main_metric):
+    """Returns the state with an evaluation's values, and with it as best if it is."""
+    state = replace(state, metrics=metrics)
+    if state.best is None or metrics[main_metric] > state.best:
+        return replace(state, best=metrics[main_metric], best_step=step)
+    return state

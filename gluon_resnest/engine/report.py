@@ -1,0 +1,341 @@
+"""What a run leaves behind for people: log.jsonl, TensorBoard, progress, curves, result.json.
+
+`log.jsonl` is the source; TensorBoard's files and the curves are redrawn from it. Its lines are
+
+    {"kind": "training", "step", "epoch", "lr", "losses": {...}, "images_per_second", "data_wait",
+     "time"}
+    {"kind": "evaluation", "step", "epoch", "metrics": {...}, "time"}
+
+`step` counts the updates done, `time` is seconds since 1970.
+"""
+import importlib.util
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gluon_resnest.errors import MissingExtra, UserError
+
+LOG, RESULT, CURVES, TENSORBOARD = "log.jsonl", "result.json", "curves.png", "tensorboard"
+
+_log = logging.getLogger(__name__)
+
+
+class RunLog:
+    """The log of a run; only the main worker writes and speaks, the others keep silent.
+
+    Use it as a context manager: it holds a progress bar and a TensorBoard file.
+
+    Args:
+      workdir: run directory.
+      comm: this worker's Comm.
+      total_steps: updates of the whole run; steps_per_epoch: of an epoch.
+      batch: images per step over all workers.
+    """
+
+    def __init__(self, workdir, comm, *, total_steps, steps_per_epoch, batch):
+        self._file = Path(workdir) / LOG
+        self._speaks = comm.is_main
+        self._total, self._per_epoch, self._batch = total_steps, steps_per_epoch, batch
+        self._steps = self._seconds = 0
+        self._outputs = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for output in self._outputs:
+            output.close()
+
+    @property
+    def images_per_second(self):
+        """Images per second of the training steps since `begin`, 0.0 before the first line."""
+        return self._steps * self._batch / self._seconds if self._seconds else 0.0
+
+    def begin(self, step):
+        """Opens the outputs at `step`; forgets lines beyond it, which will be written again."""
+        if not self._speaks:
+            return
+        try:
+            lines = [line for line in read_log(self._file) if line["step"] <= step]
+            _replace_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise UserError(f"cannot write {self._file}: {error.strerror}; give a writable "
+                            "--workdir with room") from error
+        self._outputs = [_Lines(self._file), _progress(step, self._total)]
+        if importlib.util.find_spec("tensorboard"):
+            self._outputs.append(_TensorBoard(self._file.parent / TENSORBOARD, lines))
+
+    def advance(self):
+        """Moves the progress bar by one step."""
+        for output in self._outputs:
+            output.advance()
+
+    def training(self, step, lr, window):
+        """Writes a line of training.
+
+        Args:
+          step: updates done; lr: rate of the last one; window: from `loop.Window.close`.
+        """
+        self._steps += window["steps"]
+        self._seconds += window["seconds"]
+        self._write({"kind": "training", "step": step, "epoch": self._epoch(step), "lr": lr,
+                     "losses": window["losses"],
+                     "images_per_second": window["steps"] * self._batch / window["seconds"],
+                     "data_wait": window["data_wait"], "time": time.time()})
+
+    def evaluation(self, step, metrics):
+        """Writes a line of evaluation."""
+        self._write({"kind": "evaluation", "step": step, "epoch": self._epoch(step),
+                     "metrics": metrics, "time": time.time()})
+
+    def _epoch(self, step):
+        return step / self._per_epoch
+
+    def _write(self, line):
+        for output in self._outputs:
+            output.write(line)
+
+
+class _Lines:
+    """Appends to log.jsonl; a line is written at once, so that a kill loses none."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def advance(self):
+        pass
+
+    def write(self, line):
+        try:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}; make room and run the "
+                            "same command again") from error
+
+    def close(self):
+        pass
+
+
+class _Bar:
+    """A progress bar on a terminal: images per second and time left."""
+
+    def __init__(self, step, total):
+        from tqdm import tqdm
+        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+
+    def advance(self):
+        self._bar.update()
+
+    def write(self, line):
+        if line["kind"] == "evaluation":
+            self._bar.write(_sentence(line))
+        else:
+            self._bar.set_postfix_str(_numbers(line), refresh=False)
+
+    def close(self):
+        self._bar.close()
+
+
+class _Sentences:
+    """Where no terminal is: a logged sentence now and then."""
+
+    EVERY_SECONDS = 30
+
+    def __init__(self, step, total):
+        self._first, self._total, self._began, self._spoken = step, total, time.monotonic(), -1e9
+
+    def advance(self):
+        pass
+
+    def write(self, line):
+        now = time.monotonic()
+        if line["kind"] == "evaluation":
+            _log.info(_sentence(line))
+        elif now - self._spoken >= self.EVERY_SECONDS or line["step"] == self._total:
+            self._spoken = now
+            pace = (now - self._began) / (line["step"] - self._first)
+            left = time.strftime("%H:%M:%S", time.gmtime(pace * (self._total - line["step"])))
+            _log.info("step %d of %d: %s, %s left", line["step"], self._total, _numbers(line), left)
+
+    def close(self):
+        pass
+
+
+def _progress(step, total):
+    """Returns the progress output that suits where the messages go."""
+    terminal = sys.stderr.isatty() and importlib.util.find_spec("tqdm")
+    return (_Bar if terminal else _Sentences)(step, total)
+
+
+class _TensorBoard:
+    """Scalars for TensorBoard, rewritten from the log so that a resumed run shows one curve."""
+
+    def __init__(self, directory, lines):
+        from tensorboard.summary import Writer
+        shutil.rmtree(directory, ignore_errors=True)
+        self._writer = Writer(str(directory))
+        for line in lines:
+            self.write(line)
+
+    def advance(self):
+        pass
+
+    def write(self, line):
+        for name, value in _scalars(line):
+            self._writer.add_scalar(name, value, line["step"], wall_time=line["time"])
+        self._writer.flush()
+
+    def close(self):
+        self._writer.close()
+
+
+def _scalars(line):
+    """Yields (name, value) of a log line's numbers."""
+    for name, value in line.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{key}", number) for key, number in value.items())
+        elif name in ("lr", "images_per_second", "data_wait"):
+            yield name, value
+
+
+def _numbers(line):
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in line["losses"].items())
+    return (f"{losses}, lr {line['lr']:.3g}, {line['images_per_second']:.1f} images/s, "
+            f"{line['data_wait']:.0%} waiting for data")
+
+
+def _sentence(line):
+    values = ", ".join(f"{name} {value:.6g}" for name, value in line["metrics"].items())
+    return f"step {line['step']}, epoch {line['epoch']:.3g}: {values}"
+
+
+def read_log(path):
+    """Returns the lines of a log.jsonl as dicts; a last line cut by a kill is left out.
+
+    Raises:
+      UserError: if another line is not JSON.
+    """
+    try:
+        texts = Path(path).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            if number < len(texts):
+                raise UserError(f"line {number} of {path} is not JSON; move the file away to "
+                                "start a new log") from error
+    return lines
+
+
+def _replace_text(path, text):
+    """Writes a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def draw_curves(workdir):
+    """Draws curves.png from log.jsonl: losses, learning rate, metrics over epochs.
+
+    Returns:
+      The path of the picture.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "dev") from error
+    lines = read_log(Path(workdir) / LOG)
+    panels = {"loss": {}, "learning rate": {}, "metric": {}}
+    for line in lines:
+        for name, value in line.get("losses", {}).items():
+            panels["loss"].setdefault(name, []).append((line["epoch"], value))
+        if "lr" in line:
+            panels["learning rate"].setdefault("lr", []).append((line["epoch"], line["lr"]))
+        for name, value in line.get("metrics", {}).items():
+            panels["metric"].setdefault(name, []).append((line["epoch"], value))
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, curves) in zip(figure.subplots(1, 3), panels.items()):
+        for name, points in curves.items():
+            axes.plot(*zip(*points), label=name, marker="." if len(points) < 50 else None)
+        axes.set(xlabel="epoch", title=title)
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend()
+    target = Path(workdir) / CURVES
+    figure.savefig(target, dpi=100)
+    return target
+
+
+def write_result(workdir, *, measured, expected=None, tolerance=None, seconds, images_per_second,
+                 main_metric):
+    """Writes result.json and returns what it holds.
+
+    Args:
+      measured: {name: value} of the final evaluation.
+      expected: published value of `main_metric`, or None.
+      tolerance: how far below it still counts as reached.
+      seconds: wall time of training; images_per_second: over all workers.
+    """
+    result = {"measured": measured, "metric": main_metric, "expected": expected,
+              "tolerance": tolerance,
+              "verdict": verdict(measured[main_metric], expected, tolerance),
+              "commit": commit(), "seconds": seconds, "images_per_second": images_per_second,
+              "machine": machine()}
+    _replace_text(Path(workdir) / RESULT, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def verdict(measured, expected, tolerance):
+    """Returns "reached", "missed" or "no target"; larger is better."""
+    if expected is None:
+        return "no target"
+    return "reached" if measured >= expected - (tolerance or 0.0) else "missed"
+
+
+def commit():
+    """Returns the git commit of this package's checkout, with "+changes" if it has some."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return "unknown"
+    try:
+        git = ["git", "-C", str(folder)]
+        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True,
+                              text=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"],
+                                 capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name + ("+changes" if changed else "")
+
+
+def machine():
+    """Returns what the numbers depend on: processor, memory, versions; no name of a host."""
+    import mxnet as mx
+    import numpy as np
+    gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30
+    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "memory_gib": round(gibibytes, 1),
+            "gpus": mx.context.num_gpus(), "python": platform.python_version(),
+            "mxnet": mx.__version__, "numpy": np.__version__}
+
+
+def _cpu_model():
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
