@@ -27,7 +27,8 @@ from .worker import TASK, fill
 _LEASED = 2                                                   # the consumer's batch and its last
 _AHEAD = 2                                                    # being filled meanwhile
 _CHUNKS_PER_WORKER = 4                                        # of a batch: small enough to balance
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+                     "OPENCV_FOR_THREADS_NUM")                # each worker is one thread
 
 
 class Batch(NamedTuple):
@@ -208,7 +209,8 @@ class _Pool:
 
     def take(self, slot):
         """Waits until a slot is full; returns (arrays, indices), views of it or copies."""
-        self._receive(timeout=0)                              # notices a death even if all is ready
+        while self._receive(timeout=0):                       # notices a death even if all is ready
+            pass
         while any(task[0] == slot for task in self._tasks.values()):
             self._receive()
         count = self._filled.pop(slot)
@@ -246,9 +248,10 @@ class _Pool:
             raise RuntimeError("the loader is closed; make a new one")
 
     def _receive(self, timeout=None, ignore_problems=False):
-        """Takes in reports; raises what a worker met."""
+        """Takes in reports, returns how many; raises what a worker met."""
         self._check_open()
-        for report in connection.wait(self._reports, timeout):
+        reports = connection.wait(self._reports, timeout)
+        for report in reports:
             try:
                 task, problem = report.recv()
             except (EOFError, ConnectionError):
@@ -260,6 +263,7 @@ class _Pool:
                 kind, text = problem
                 raise UserError(text) if kind == "UserError" else RuntimeError(
                     f"a data worker failed:\n{text}")
+        return len(reports)
 
     def _death(self, number):
         """Returns the error that describes a worker's death."""

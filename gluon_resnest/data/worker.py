@@ -90,7 +90,6 @@ def main(number, tasks_fd, reports_fd, ring_fd):
         path, layout, seed, dataset = reports.recv()
         sys.path[:] = path
         try:
-            _use_one_thread()
             dataset = pickle.loads(dataset)                   # from our own parent, by our own pipe
         except Exception as error:
             reports.send((0, ("UserError", f"{type(error).__name__}: {error}")))
@@ -99,15 +98,6 @@ def main(number, tasks_fd, reports_fd, ring_fd):
         serve(number, tasks, reports, Ring(layout, ring_fd), dataset, seed)
     except (EOFError, ConnectionError):
         return                                                # the loader is gone
-
-
-def _use_one_thread():
-    """Keeps OpenCV from starting a thread per core in every worker."""
-    try:
-        import cv2
-    except ImportError:
-        return
-    cv2.setNumThreads(0)
 
 
 if __name__ == "__main__":
