@@ -50,7 +50,8 @@ $(PACKAGES): .venv/.created setup.py requirements.txt constraints.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Without build isolation, because the build imports mxnet.
+# Without build isolation, because the build imports mxnet. MAKEFLAGS, because the build would
+# inherit ours, and would run on one core for any that is not empty.
 $(HOROVOD): $(PACKAGES)
 	@if $(BIN)/python -W ignore -c 'import horovod.mxnet' 2>/dev/null; then \
 	    echo "Horovod is already built"; \
@@ -58,7 +59,7 @@ $(HOROVOD): $(PACKAGES)
 	    PYTHON=$(BIN)/python tools/preflight.sh >/dev/null && \
 	    echo "building Horovod with Gloo for MXNet (about a minute)" && \
 	    HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 \
-	    HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MPI=1 \
+	    HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MPI=1 MAKEFLAGS=-j$$(nproc) \
 	    $(PIP) install -c constraints.txt --no-build-isolation --no-cache-dir horovod; \
 	fi
 	@touch $@
