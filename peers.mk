@@ -22,3 +22,4 @@ peers: .venv-peers/.done
 
 golden: .venv-peers/.done
 	$(PEERS_BIN)/python tests/peers/write_timm.py --golden tests/golden/timm_logits.npz
+	$(PEERS_BIN)/python tests/peers/write_small.py tests/golden

@@ -55,6 +55,14 @@ def target_of(path, to):
     return TARGETS[to], container
 
 
+def named(dropped):
+    """Lists dropped names; the counters that PyTorch keeps beside every batch norm are one item."""
+    counters = [name for name in dropped if name.endswith("num_batches_tracked")]
+    names = [f"{len(counters)} times *.num_batches_tracked"] if counters else []
+    names += [name for name in dropped if name not in counters]
+    return ": " + ", ".join(names) if names else ""
+
+
 def main(argv=None):
     """Converts and reports."""
     args = parse_args(argv)
@@ -75,8 +83,7 @@ def main(argv=None):
              if done.lookalikes else ""))
     print(f"used      {len(done.tensors)} tensors"
           + ("" if "fc.weight" in done.tensors else ", no classifier (load with ignore=('fc.*',))"))
-    print(f"dropped   {len(done.dropped)} tensors"
-          + (f": {', '.join(done.dropped)}" if done.dropped else ""))
+    print(f"dropped   {len(done.dropped)} tensors{named(done.dropped)}")
     if args.dry_run:
         return
     checkpoints.write_weights(args.target, convert.from_gluon(done.tensors, layout), container, {

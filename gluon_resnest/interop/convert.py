@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import zoo
 from ..errors import UserError
+from ..models.resnest import Architecture
 from . import torch_names
 
 _SHOWN = 10
@@ -106,7 +107,8 @@ def recognise(tensors: Dict[str, np.ndarray], naming: torch_names.Naming) -> Lis
     # The convolution has cardinality * radix groups (one per split), or cardinality without splits.
     cardinality = width // max(group * max(radix, 1), 1)
     found = (tuple(depths), shape("conv1.0.weight")[0], radix, cardinality, widths, width)
-    names = [name for name, variant in zoo.VARIANTS.items() if _traits(variant.arch) == found]
+    names = [name for name, variant in zoo.VARIANTS.items()
+             if isinstance(variant.arch, Architecture) and _traits(variant.arch) == found]
     if not names:
         names = _spelled(found)
     if not names:

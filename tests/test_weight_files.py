@@ -1,0 +1,405 @@
+"""Readers and writers of weight files: what the real libraries wrote, and what attackers would."""
+import argparse
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import checkpoints, inert_pickle
+from gluon_resnest.interop.checkpoints import read_weights, write_weights
+
+GOLDEN = Path(__file__).parent / "golden"
+GRID = np.arange(24, dtype=np.float32).reshape(4, 6) / 8
+
+
+def expected_tensors():
+    return {"grid": GRID, "transposed": GRID.T, "window": GRID[1:3, 2:5], "half": GRID / 4,
+            "brain": GRID, "double": (GRID.astype(np.float64) / 3).astype(np.float32),
+            "count": np.int64(7), "parameter": GRID + 1}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Returns {container: path} of one small valid file of each."""
+    tensors = {"a.weight": GRID, "a.bias": GRID[0]}
+    paths = {container: str(tmp_path / f"small.{container}")
+             for container in ("torch", "safetensors", "params")}
+    for container, path in paths.items():
+        write_weights(path, tensors, container, {})
+    paths["pickle"] = str(tmp_path / "small.pkl")
+    Path(paths["pickle"]).write_bytes(pickle.dumps({"model": tensors}, protocol=2))
+    paths["torch-old"] = str(GOLDEN / "torch_old.pth")
+    return paths
+
+
+# --- what the real libraries write ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file, container", [
+    ("torch_zip.pth", "torch"), ("torch_old.pth", "torch-old"), ("torch.safetensors", "safetensors")
+])
+def test_files_of_pytorch_are_read_without_it(file, container):
+    found = read_weights(str(GOLDEN / file))
+    assert found.container == container
+    assert "torch" not in sys.modules
+    for name, value in expected_tensors().items():
+        np.testing.assert_array_equal(found.tensors.pop(name), value, err_msg=name)
+    assert not found.tensors
+    assert {"1 tensors of float16 became float32", "1 tensors of float64 became float32"} <= set(
+        found.notes)
+
+
+@pytest.mark.parametrize("file", ["torch_zip.pth", "torch_old.pth"])
+def test_the_moving_average_is_taken_only_when_asked_for(file):
+    assert any("--ema" in note for note in read_weights(str(GOLDEN / file)).notes)
+    averaged = read_weights(str(GOLDEN / file), ema=True)
+    np.testing.assert_array_equal(averaged.tensors["grid"], GRID * 2)
+    assert set(averaged.tensors) == {"grid"}
+
+
+def test_asking_for_an_absent_moving_average_is_refused(small):
+    with pytest.raises(UserError, match="no moving average"):
+        read_weights(small["torch"], ema=True)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickled_arrays_are_read_from_every_binary_protocol(tmp_path, protocol):
+    path = tmp_path / "d2.pkl"
+    path.write_bytes(pickle.dumps(
+        {"model": {"c": GRID, "fortran": np.asfortranarray(GRID), "big": GRID.astype(">f4")},
+         "best": np.float32(0.5), "args": argparse.Namespace(lr=1), "__author__": "x"}, protocol))
+    found = read_weights(str(path)).tensors
+    assert set(found) == {"c", "fortran", "big"}
+    for value in found.values():
+        np.testing.assert_array_equal(value, GRID)
+
+
+def test_an_array_pickled_by_python_2_is_read(tmp_path):
+    data = GRID.tobytes()
+    path = tmp_path / "py2.pkl"
+    path.write_bytes(
+        b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
+        b"U\x01b\x87R(K\x01K\x04K\x06\x86cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNN"
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + struct.pack("<i", len(data)) + data + b"tbs.")
+    np.testing.assert_array_equal(read_weights(str(path)).tensors["w"], GRID)
+
+
+@pytest.mark.parametrize("container", ["torch", "safetensors", "params"])
+def test_reading_inverts_writing(small, container):
+    found = read_weights(small[container])
+    assert found.container == container
+    assert list(found.tensors) == ["a.weight", "a.bias"]
+    assert found.tensors["a.weight"].tobytes() == GRID.tobytes()
+    assert found.tensors["a.bias"].tobytes() == GRID[0].tobytes()
+
+
+@pytest.mark.parametrize("container", ["torch", "safetensors", "params"])
+def test_equal_weights_give_equal_files(small, tmp_path, container):
+    again = str(tmp_path / "again")
+    write_weights(again, read_weights(small[container]).tensors, container, {})
+    assert checkpoints.sha256(again) == checkpoints.sha256(small[container])
+
+
+def test_written_params_are_those_of_mxnet(small):
+    loaded = mx.nd.load(small["params"])
+    np.testing.assert_array_equal(loaded["a.weight"].asnumpy(), GRID)
+
+
+def test_a_failed_write_leaves_the_old_file(small):
+    before = checkpoints.sha256(small["torch"])
+    with pytest.raises(UserError, match="takes float32 and int64"):
+        write_weights(small["torch"], {"x": GRID.astype(np.float64)}, "torch", {})
+    assert checkpoints.sha256(small["torch"]) == before
+    assert not [name for name in os.listdir(os.path.dirname(small["torch"])) if name[0] == "."]
+
+
+def test_an_unwritable_place_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        write_weights(str(tmp_path / "none" / "x.pth"), {"x": GRID}, "torch", {})
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", ["torch", "torch-old", "safetensors", "pickle", "params"])
+def test_every_truncation_is_one_sentence(small, tmp_path, container):
+    data = Path(small[container]).read_bytes()
+    path = tmp_path / "cut"
+    for length in [*range(0, 64), *range(64, len(data), 97), len(data) - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError):
+            read_weights(str(path))
+
+
+FLIP = """
+import resource, sys
+import numpy as np
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.checkpoints import read_weights
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+random, refused, loaded = np.random.RandomState(1), 0, 0
+for source in sys.argv[2:]:
+    data = open(source, "rb").read()
+    for _ in range(150):
+        damaged = bytearray(data)
+        damaged[random.randint(len(data))] ^= 1 << random.randint(8)
+        with open(sys.argv[1], "wb") as stream:
+            stream.write(damaged)
+        try:
+            read_weights(sys.argv[1])
+            loaded += 1
+        except UserError as error:
+            assert len(str(error)) > 20
+            refused += 1
+print(refused, loaded)
+"""
+
+
+def test_a_flipped_bit_is_refused_or_harmless(small, tmp_path):
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}
+    child = subprocess.run([sys.executable, "-c", FLIP, str(tmp_path / "flip"), *small.values()],
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, timeout=300)
+    assert child.returncode == 0, child.stderr.decode()[-2000:]
+    refused, loaded = map(int, child.stdout.split())
+    assert refused + loaded == 150 * len(small)
+    assert refused > 200
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "it is empty"), (b"hello, I am no weight file", "begins like none of"),
+    (pickle.dumps([1, 2]), "it holds a list"), (pickle.dumps({"a": 1}), "holds no tensors, only a"),
+    (pickle.dumps({"x": np.float32([np.nan])}, 2), "'x' holds NaN or infinity"),
+    (pickle.dumps({"x": np.float64([1e300])}, 2), "'x' holds NaN or infinity"),
+    (pickle.dumps({"x": np.array([None, {}])}, 2), "numpy dtype 'O8'"),
+])
+def test_what_is_no_weight_file_is_one_sentence(tmp_path, content, reason):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        read_weights(str(path))
+
+
+def test_an_absent_file_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot be read.*No such file"):
+        read_weights(str(tmp_path / "none.pth"))
+
+
+# --- pickles that would act -------------------------------------------------------------------
+
+
+class Bomb:
+    def __init__(self, function, *args):
+        self.reduced = function, args
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def zipped(data, **members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", data)
+        for name, content in members.items():
+            archive.writestr(f"a/data/{name}", content)
+    return buffer.getvalue()
+
+
+def legacy(data, tail=b""):
+    return b"".join(pickle.dumps(part, 2) for part in (
+        0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})) + data + tail
+
+
+@pytest.mark.parametrize("container", [zipped, legacy, lambda data: data],
+                         ids=["zip", "legacy", "pkl"])
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("nest", [lambda bomb: bomb, lambda bomb: {"state_dict": {"w": [[bomb]]}},
+                                  lambda bomb: argparse.Namespace(x=(bomb,))],
+                         ids=["bare", "nested", "in a state"])
+def test_a_bomb_is_refused_by_name_and_never_goes_off(tmp_path, container, protocol, nest):
+    canary = tmp_path / "canary"
+    for bomb, name in [(Bomb(os.system, f"touch {canary}"), "system"),
+                       (Bomb(eval, f"open({str(canary)!r}, 'w')"), "eval"),
+                       (Bomb(subprocess.Popen, ["touch", str(canary)]), "Popen")]:
+        path = tmp_path / "bomb.pth"
+        path.write_bytes(container(pickle.dumps(nest(bomb), protocol)))
+        with pytest.raises(UserError, match=rf"wants the global `\w+\.{name}`"):
+            read_weights(str(path))
+    time.sleep(0.05)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("data, reason", [
+    (b"\x80\x02ccollections\nOrderedDict\nK\x01R.", "call of something that is no global"),
+    (b"\x80\x02X\x01\x00\x00\x00aX\x01\x00\x00\x00b\x86R.", "damaged"),
+    (b"\x80\x02K\x01)R.", "call of something that is no global"),
+    (b"\x80\x02j\xff\xff\xff\xff.", "damaged"),
+    (b"\x80\x02ccollections\nOrderedDict\n(K\x01K\x02tR.", "damaged"),
+    (b"\x80\x02\x82\x01.", "opcode EXT1"),
+    (b"\x80\x02}(K\x01K\x02", "damaged"),
+    (b"\x80\x02.", "damaged"),
+    (b"\x80\x02(.", "mark where a value"),
+    (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.", "holds no tensors"),
+    (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f}.", "damaged"),
+    (b"\x80\x02X\x01\x00\x00\x00aQ.", "refers to data outside"),
+])
+def test_odd_pickles_are_one_sentence(tmp_path, data, reason):
+    path = tmp_path / "odd.pkl"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=reason):
+        read_weights(str(path))
+
+
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
+    # t = (t, t), fifty times over: 2^50 leaves for hash().
+    data = b"\x80\x02})q\x000" + b"h\x00h\x00\x86q\x000" * 50 + b"h\x00K\x01s."
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="dictionary key of type tuple"):
+        read_weights(str(path))
+
+
+def test_a_pickle_of_endless_opcodes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(inert_pickle, "MAX_OPCODES", 1000)
+    path = tmp_path / "long.pkl"
+    path.write_bytes(b"\x80\x02" + b"N0" * 600 + b"}.")
+    with pytest.raises(UserError, match="more than 1000 opcodes"):
+        read_weights(str(path))
+
+
+# --- zip containers ---------------------------------------------------------------------------
+
+
+def tensor_pickle(numel, offset, shape, strides):
+    """Pickles {"w": tensor} with a storage "0" of float32."""
+    def ints(values):
+        return b"(" + b"".join(b"J" + struct.pack("<i", v) for v in values) + b"t"
+    return (b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00"
+            b"storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ"
+            + struct.pack("<i", numel) + b"tQJ" + struct.pack("<i", offset) + ints(shape)
+            + ints(strides) + b"\x89}tRs.")
+
+
+@pytest.mark.parametrize("numel, offset, shape, strides, reason", [
+    (24, 1, (4, 6), (6, 1), "reaches element 24 of a storage of 24"),
+    (24, 0, (4, 6), (7, 1), "reaches element"),
+    (24, 0, (100000, 100000), (0, 0), "reaches element"),
+    (24, -1, (4, 6), (6, 1), "damaged"), (24, 0, (4, 6), (-6, 1), "damaged"),
+    (24, 0, (4, 6), (1,), "damaged"), (25, 0, (4, 6), (6, 1), "should have 100 bytes and has 96"),
+])
+def test_tensors_stay_inside_their_storage(tmp_path, numel, offset, shape, strides, reason):
+    path = tmp_path / "w.pth"
+    data = tensor_pickle(numel, offset, shape, strides)
+    path.write_bytes(zipped(data, **{"0": GRID.tobytes()}))
+    with pytest.raises(UserError, match=reason):
+        read_weights(str(path))
+    tail = pickle.dumps(["0"], 2) + struct.pack("<q", numel) + GRID.tobytes()
+    path.write_bytes(legacy(data, tail))
+    with pytest.raises(UserError, match=reason):
+        read_weights(str(path))
+
+
+def test_the_hand_made_tensor_loads_when_it_is_right(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(zipped(tensor_pickle(24, 2, (2, 3), (6, 1)), **{"0": GRID.tobytes()}))
+    np.testing.assert_array_equal(read_weights(str(path)).tensors["w"], GRID[:2, 2:5])
+
+
+@pytest.mark.parametrize("keys, numel, reason", [
+    (["0"], 23, "should have 24 elements and has 23"), (["0"], -1, "should have 24 elements"),
+    (["0"], 2 ** 62, "should have 24 elements"), (["1"], 24, "list of storages does not fit"),
+    ([], 24, "list of storages does not fit"), (7, 24, "list of storages does not fit"),
+])
+def test_legacy_storages_of_wrong_size_are_refused(tmp_path, keys, numel, reason):
+    path = tmp_path / "w.pth"
+    path.write_bytes(legacy(tensor_pickle(24, 0, (4, 6), (6, 1)),
+                            pickle.dumps(keys, 2) + struct.pack("<q", numel) + GRID.tobytes()))
+    with pytest.raises(UserError, match=reason):
+        read_weights(str(path))
+
+
+def archive_with(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+
+
+GOOD = ("a/data.pkl", tensor_pickle(24, 0, (4, 6), (6, 1)))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("members, reason", [
+    ([GOOD, ("../../evil", b"x")], "points outside"),
+    ([GOOD, ("/etc/evil", b"x")], "points outside"),
+    ([GOOD, ("a\\..\\..\\evil", b"x")], "points outside"),
+    ([GOOD, ("c:/evil", b"x")], "points outside"),
+    ([GOOD, GOOD], "two members"), ([GOOD], "storage '0' is missing"),
+    ([GOOD, ("b/data.pkl", b"")], "one data.pkl, and it holds 2"), ([("x", b"")], "it holds 0"),
+    ([GOOD, ("a/constants.pkl", b"")], "TorchScript"),
+])
+def test_odd_archives_are_one_sentence(tmp_path, members, reason):
+    path = tmp_path / "w.pth"
+    archive_with(path, members)
+    with pytest.raises(UserError, match=reason):
+        read_weights(str(path))
+    assert os.listdir(tmp_path) == ["w.pth"]
+
+
+def test_a_compression_bomb_is_refused_before_it_unfolds(tmp_path):
+    path = tmp_path / "w.pth"
+    archive_with(path, [GOOD, ("a/data/0", bytes(50_000_000))], zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 100_000
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="promises more than its"):
+        read_weights(str(path))
+    assert time.monotonic() - begin < 1
+    archive_with(path, [GOOD, ("a/data/0", os.urandom(96))], zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="compressed|promises more"):
+        read_weights(str(path))
+
+
+# --- safetensors ------------------------------------------------------------------------------
+
+
+def safetensors(header, data=GRID.tobytes()):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(begin=0, end=96, dtype="F32", shape=(4, 6)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize("content, reason", [
+    (struct.pack("<Q", 1 << 62) + b'{"a":', "header should fit"),
+    (struct.pack("<Q", 1000) + b'{"a":', "header should fit"),
+    (safetensors({"a": entry(4, 100)}), "expected from 0"),
+    (safetensors({"a": entry(shape=(4, 12), end=192)}), "within 96 bytes"),
+    (safetensors({"a": entry(), "b": entry()}), "'b' lies at 0..96, expected from 96"),
+    (safetensors({"a": entry(end=48, shape=(2, 6))}), "cover 48 of 96 bytes"),
+    (safetensors({"a": entry(shape=(4, 7))}), "needs 112 bytes and has 96"),
+    (safetensors({"a": entry(shape=(-4, -6))}), "damaged"),
+    (safetensors({"a": entry(shape=(4.0, 6))}), "damaged"),
+    (safetensors({"a": entry(shape=(True, 24))}), "damaged"),
+    (safetensors({"a": entry(dtype="F8")}), "damaged"),
+    (safetensors({"a": {"dtype": "F32"}}), "damaged"), (safetensors({"a": 3}), "damaged"),
+    (safetensors(b'{"a":1,"a":2}'), "names a tensor twice"),
+    (safetensors(b'{"a":}'), "is damaged"), (safetensors(b"{" * 50000), "is damaged"),
+    (safetensors({"__metadata__": {}}, b""), "holds no tensors"),
+])
+def test_odd_safetensors_are_one_sentence(tmp_path, content, reason):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        read_weights(str(path))
