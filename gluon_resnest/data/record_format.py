@@ -58,7 +58,7 @@ def unframe(block):
     """
     parts, position, expected = [], 0, (0, 1)
     while expected:
-        kind, length, end = read_part(block[position:position + 8], position)
+        kind, length, end = _part(block[position:position + 8], position)
         if kind not in expected:
             raise Damaged(f"a part of kind {kind} where {' or '.join(map(str, expected))} belongs")
         if end > len(block):
@@ -100,7 +100,7 @@ def record_end(fd, start, size):
     """
     position, expected = start, (0, 1)
     while expected:
-        kind, _, end = read_part(os.pread(fd, 8, position), position)
+        kind, _, end = _part(os.pread(fd, 8, position), position)
         if kind not in expected:
             raise Damaged(f"byte {position} has a part of kind {kind}, expected "
                           f"{' or '.join(map(str, expected))}")
@@ -110,7 +110,7 @@ def record_end(fd, start, size):
     return position
 
 
-def read_part(head, position):
+def _part(head, position):
     """Returns (kind, length, end) of the part whose first 8 bytes are given."""
     if len(head) < 8:
         raise Damaged(f"the file ends in the middle of the header at byte {position}")

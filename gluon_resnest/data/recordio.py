@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .record_format import (Damaged, Record, frame, pack_record, read_part, record_end, unframe,
+from .record_format import (Damaged, Record, frame, pack_record, record_end, unframe,
                             unpack_record)
 
 _HEADERS_CHECKED = 65536                                      # at opening; all others at reading
@@ -131,22 +131,20 @@ class RecordFile:
         return ends
 
     def _check_headers(self, index):
-        """Checks the first part of the records, evenly chosen where they are very many."""
+        """Checks where records end: of all of them, or of some where they are very many."""
         numbers = np.unique(np.append(
             np.linspace(0, len(self) - 1, min(len(self), _HEADERS_CHECKED)).astype(np.int64),
             self._starts.argmax()))
         for number in numbers.tolist():
             start, end = int(self._starts[number]), int(self._ends[number])
             try:
-                kind, _, stop = read_part(os.pread(self._descriptor(), 8, start), start)
-                if kind > 1:
-                    raise Damaged(f"byte {start} is in the middle of a record")
-                if stop > end or kind == 0 and stop < end:
-                    raise Damaged(f"the record at byte {start} ends at {stop}, and the next one "
-                                  f"begins at {end}" if end < self._bytes else
-                                  f"the last record ends at {stop}, and the file at {end}")
+                stop = record_end(self._descriptor(), start, self._bytes)
             except Damaged as error:
                 raise _mismatch(index, self.path, error) from error
+            if stop != end:
+                next_one = "the next one begins" if end < self._bytes else "the file ends"
+                raise _mismatch(index, self.path, f"the record at byte {start} ends at {stop}, and "
+                                                  f"{next_one} at {end}")
 
     def _scan(self):
         starts, position = [], 0
@@ -257,7 +255,8 @@ def _read_index(path):
     table = np.empty((len(rows), 2), dtype=np.int64)
     for number, row in enumerate(rows):
         try:
-            table[number] = [int(column) for column in row.split(b"\t")]
+            key, offset = row.split(b"\t")
+            table[number] = int(key), int(offset)
         except (ValueError, OverflowError):
             raise UserError(f"line {number + 1} of {path} should be a key, a tab and a byte "
                             f"offset, got {row[:40]!r}; {_DO_WITHOUT}") from None
