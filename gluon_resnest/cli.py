@@ -9,10 +9,14 @@ import json
 import logging
 import os
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 from gluon_resnest.config import override
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
+
+CLASS_NAMES = "classes.txt"
 
 # Set where the user has not: name -> (value, reason).
 ENGINE_ENVIRONMENT = {
@@ -47,7 +51,10 @@ def main(recipes, task_class, argv=None):
     """
     with exit_on_user_error():
         recipe, run = parse(recipes, task_class, argv)
-        execute(recipe, run, task_class)
+        try:
+            execute(recipe, run, task_class)
+        except FloatingPointError as error:
+            sys.exit(f"error: {error}; lower the learning rate or look at the data of that step")
 
 
 def parse(recipes, task_class, argv=None):
@@ -93,7 +100,8 @@ def _parser(recipes, task_class):
                      "checkpoint, resume, result")
     run.add_argument("--eval-only", action="store_true", help="evaluate --weights, or the best "
                      "checkpoint of the workdir, and write result.json")
-    run.add_argument("--weights", metavar="FILE", help="start from (or evaluate) this .params file")
+    run.add_argument("--weights", metavar="FILE", help="start from, or evaluate, this "
+                     ".params file or URL; published: the newest the zoo's table names")
     run.add_argument("--device", default="cpu", choices=("cpu", "gpu"),
                      help="gpu: worker k of a machine takes GPU k (default: %(default)s)")
     run.add_argument("--data-workers", type=int, default=2, metavar="N",
@@ -114,3 +122,144 @@ def _parser(recipes, task_class):
                              getattr(field.type, "__name__", "VALUE").upper(),
                              help=field.metadata["help"].replace("%", "%%"))
     return parser
+
+
+def execute(recipe, run, task_class):
+    """Trains, or only evaluates, what `parse` returned; returns the content of result.json."""
+    from gluon_resnest.engine.comm import connect
+    comm = connect()
+    logging.basicConfig(level=logging.INFO if comm.is_main else logging.ERROR, stream=sys.stderr,
+                        format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if run.smoke:
+        result = _smoke(recipe, run, task_class, comm)
+    elif run.eval_only:
+        result = evaluate(recipe, run, task_class(recipe, run, comm), comm)
+    else:
+        result = train(recipe, run, task_class, comm)
+    comm.shutdown()
+    return result
+
+
+def train(recipe, run, task_class, comm, *, stop_epoch=None):
+    """Trains in `run.workdir`, continuing what is there, and judges the outcome.
+
+    Args:
+      stop_epoch: end after this epoch, with the schedule of the whole run; None trains to the end.
+    """
+    from gluon_resnest.engine.checkpoint import Checkpoints, State
+    from gluon_resnest.engine.loop import fit
+    from gluon_resnest.engine.report import RunLog, draw_curves
+    if not run.workdir:
+        raise UserError("--workdir DIR is missing; give the directory that takes the run's "
+                        "config, log, checkpoints and result")
+    workdir = Path(run.workdir)
+    comm.on_main(lambda: _claim(workdir, recipe, run))
+    comm.split(recipe.batch)
+    checkpoints = Checkpoints(workdir / "checkpoints", run.keep)
+    task = task_class(recipe, run, comm)
+    comm.on_main(lambda: _write_text(workdir / CLASS_NAMES, "\n".join(task.class_names) + "\n")
+                 if task.class_names else None)
+    start = checkpoints.restore(task.net, task.update, comm) if run.resume == "auto" else State()
+    steps = recipe.epochs * task.steps_per_epoch
+    with RunLog(workdir, comm, total_steps=steps, steps_per_epoch=task.steps_per_epoch,
+                batch=recipe.batch) as log:
+        summary = fit(task, task.update, task.lr_at,
+                      steps=(stop_epoch or recipe.epochs) * task.steps_per_epoch,
+                      seed=recipe.seed, comm=comm, log=log, checkpoints=checkpoints, start=start,
+                      log_every=run.log_every, eval_every=recipe.eval_every)
+    task.close()
+    if not comm.is_main:
+        return None
+    draw_curves(workdir)
+    return _report(workdir / "result.json", recipe, task, summary.metrics, summary.seconds,
+                   summary.images_per_second)
+
+
+def evaluate(recipe, run, task, comm):
+    """Evaluates the given weights, or the best checkpoint of `run.workdir`.
+
+    Writes result.json, or evaluation.json beside the result of a training run.
+    """
+    from gluon_resnest.engine.checkpoint import Checkpoints
+    workdir = Path(run.workdir) if run.workdir else None
+    trained = workdir is not None and bool(Checkpoints(workdir / "checkpoints").steps())
+    if not run.weights:
+        if not trained:
+            raise UserError("there is nothing to evaluate: give --weights FILE, --weights "
+                            "published, or the --workdir of a training run")
+        Checkpoints(workdir / "checkpoints").restore_best(task.net, comm)
+    began = time.monotonic()
+    metrics = task.evaluate()
+    seconds = time.monotonic() - began
+    task.close()
+    if not comm.is_main:
+        return None
+    target = None
+    if workdir is not None:
+        target = workdir / ("evaluation.json" if trained else "result.json")
+    return _report(target, recipe, task, metrics, seconds, metrics["images"] / seconds)
+
+
+def _smoke(recipe, run, task_class, comm):
+    """Two tiny steps on synthetic data, with a new start from the checkpoint between them."""
+    recipe = recipe.smoke(comm.size)
+    with tempfile.TemporaryDirectory(prefix="gluon-resnest-smoke-") as folder:
+        changes = {"data": "synthetic", "synthetic_steps": 1, "data_workers": 1, "log_every": 1,
+                   "workdir": run.workdir or folder, "resume": "auto"}
+        run = argparse.Namespace(**{**vars(run), **changes})
+        train(recipe, run, task_class, comm, stop_epoch=1)
+        return train(recipe, run, task_class, comm)
+
+
+def _claim(workdir, recipe, run):
+    """Writes config.json, or checks that the one in the run directory is of the same run."""
+    config = {"model": run.model, "recipe": recipe.to_json(),
+              "data": {name: value for name, value in vars(run).items()
+                       if name in ("data", "rec_train", "rec_val", "weights")}}
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            from gluon_resnest import __version__
+            from gluon_resnest.engine.report import commit
+            config.update(version=__version__, commit=commit())
+            _write_text(path, json.dumps(config, indent=1) + "\n")
+            return
+        before = json.loads(path.read_text())["recipe"]
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}; give a "
+                        "directory of yours with room") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a config.json of this package; give another --workdir, "
+                        "or move the file away") from error
+    changed = [f"{name}: {before.get(name)!r} there, {value!r} now"
+               for name, value in config["recipe"].items() if before.get(name) != value]
+    if changed:
+        raise UserError(f"--workdir {workdir} holds a run of another recipe ({'; '.join(changed)}"
+                        "); give another directory, or the same recipe")
+    if run.resume == "never" and (workdir / "checkpoints").is_dir():
+        raise UserError(f"--workdir {workdir} has checkpoints and --resume is never; use "
+                        "--resume auto to continue, or give another directory")
+
+
+def _report(path, recipe, task, metrics, seconds, images_per_second):
+    """Prints and writes a result; returns it."""
+    from gluon_resnest.engine.report import make_result, write_json
+    result = make_result(measured=metrics, expected=recipe.expected, tolerance=recipe.tolerance,
+                         seconds=seconds, images_per_second=images_per_second,
+                         main_metric=task.main_metric)
+    print(task.describe(metrics))
+    if recipe.expected is not None:
+        print(f"published {recipe.expected:g}, tolerance {recipe.tolerance:g}: "
+              f"{result['verdict']}")
+    if path is not None:
+        write_json(path, result)
+        print(f"wrote {path}")
+    return result
+
+
+def _write_text(path, text):
+    """Writes a text file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -204,3 +204,8 @@ class ClassificationRecipe(Recipe):
     def peak_lr(self):
         """The learning rate after warm-up: `lr`, or base_lr * batch / 256 (paper, 4.2)."""
         return self.base_lr * self.batch / 256 if self.lr is None else self.lr
+
+    def smoke(self, workers):
+        """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""
+        return dataclasses.replace(self, epochs=2, warmup_epochs=1.0, batch=4 * workers,
+                                   crop_px=64, eval_px=64, eval_every=1, expect_top1=None)

@@ -11,6 +11,7 @@ from typing import Optional, Tuple
 import mxnet as mx
 
 from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.interop.weights import load_parameters
 from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
 
@@ -199,9 +200,25 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
     return FeatureExtractor(net, out_indices) if features_only else net
 
 
+def load_weights(net, name, source, *, root=None, ctx=None):
+    """Loads parameters into a network of the table, strictly.
+
+    Args:
+      net: the network, as `get_model(name)` builds it.
+      name: its name.
+      source: path or URL of a parameter file, or "published" for the newest weights of the table.
+      root: folder of downloaded files; None is that of `interop.store`.
+      ctx: where the parameters go; None is the CPU.
+    """
+    from gluon_resnest.interop import store
+    if source == "published":
+        _load(net, name, variant(name).weights, True, root, ctx)
+    else:
+        load_parameters(net, store.fetch(source, root), ctx=ctx or mx.cpu())
+
+
 def _load(net, name, weights, pretrained, root, ctx):
     from gluon_resnest.interop import store
-    from gluon_resnest.interop.weights import load_parameters
     file = store.resolve(name, weights.sha1 if weights else (), pretrained, root)
     load_parameters(net, file, ctx=ctx or mx.cpu())
 

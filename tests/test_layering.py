@@ -24,7 +24,7 @@ INTERNAL = {
     "engine": set(),
     "interop": {"models", "zoo", "data"},
     "zoo": {"models", "interop.weights", "interop.store"},
-    "tasks": {"models", "data", "losses", "metrics", "engine", "zoo", "config", "interop.weights"},
+    "tasks": {"models", "data", "losses", "metrics", "engine", "zoo", "config"},
     "cli": {"config", "engine"},
     "recipes": {"cli", "config", "tasks"},
     "tools": {"cli", "config", "tasks", "interop", "data", "zoo", "recipes", "__init__"},
@@ -39,7 +39,7 @@ LIBRARIES = {
     "engine": {"mxnet", "numpy", "tqdm"},
     "interop": {"mxnet", "numpy", "PIL", "tqdm", "filelock"},
     "zoo": {"mxnet"},
-    "tasks": {"mxnet", "numpy"},
+    "tasks": {"mxnet", "numpy", "tqdm"},
     "tools": {"mxnet", "numpy", "PIL", "cv2", "tqdm"},
 }
 

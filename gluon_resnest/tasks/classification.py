@@ -3,6 +3,7 @@ from pathlib import Path
 
 import mxnet as mx
 from mxnet import nd
+from tqdm import tqdm
 
 from gluon_resnest.data import mixing
 from gluon_resnest.data.classification import FolderDataset, RecordDataset
@@ -10,13 +11,13 @@ from gluon_resnest.data.loader import Loader
 from gluon_resnest.data.sampling import EvalPlan, TrainPlan
 from gluon_resnest.data.synthetic import SyntheticClassification
 from gluon_resnest.data.transforms import eval_transform, train_transform
+from gluon_resnest.engine.optim import Cosine, Update, decays, optimizer, set_multipliers
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop.weights import load_parameters
 from gluon_resnest.losses import Distillation, SoftCrossEntropy
 from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.zoo import get_model
+from gluon_resnest.zoo import get_model, load_weights
 
 
 class Classification:
@@ -43,7 +44,7 @@ class Classification:
                             help="training steps in an epoch of --data synthetic "
                             "(default: %(default)s)")
         parser.add_argument("--teacher-weights", metavar="FILE",
-                            help="parameters of the teacher network (recipe field teacher)")
+                            help="parameters of the recipe's teacher network, or: published")
 
     def __init__(self, recipe, run, comm):
         self._recipe, self._comm = recipe, comm
@@ -59,13 +60,24 @@ class Classification:
         mx.random.seed(recipe.seed)
         self.net = _network(recipe, self._context)
         if run.weights:
-            load_parameters(self.net, run.weights, ctx=self._context)
+            load_weights(self.net, recipe.network, run.weights, ctx=self._context)
         self.net.hybridize(static_alloc=True)
         self.params = self.net.collect_params()
+        set_multipliers(self.params, decays=decays if not recipe.decay_bias_and_norm
+                        else lambda name: True)
+        self.update = Update(comm.trainer(self.params, optimizer(
+            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum)), self.net)
         self._teacher = _teacher(recipe, run, self._context)
         self._loss = SoftCrossEntropy() if self._teacher is None else \
             Distillation(recipe.temperature, recipe.hard_weight)
         self._loss.hybridize()
+
+    @property
+    def lr_at(self):
+        """The learning rate schedule: warm-up, then half a cosine to zero (paper, 4.2)."""
+        steps = self.steps_per_epoch
+        return Cosine(self._recipe.peak_lr, round(self._recipe.warmup_epochs * steps),
+                      self._recipe.epochs * steps)
 
     def on_epoch(self, epoch):
         """Sets DropBlock's probability on its linear ramp, which ends at the recipe's value."""
@@ -98,7 +110,8 @@ class Classification:
         self._comm.broadcast({name: parameter for name, parameter in self.params.items()
                               if parameter.grad_req == "null"})
         metric = TopK((1, 5))
-        for batch in self._val.epoch(0):
+        for batch in tqdm(self._val.epoch(0), "evaluating", self._val.steps_per_epoch, leave=False,
+                          disable=None if self._comm.is_main else True):
             images, labels = batch.arrays
             metric.update(self.net(nd.array(images, ctx=self._context)).asnumpy(), labels)
         top1, top5, seen = (int(count) for count in self._comm.total(metric.counts()))
@@ -107,6 +120,12 @@ class Classification:
                                "must be seen exactly once")
         return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "top1_hits": top1,
                 "top5_hits": top5, "images": seen}
+
+    @staticmethod
+    def describe(metrics):
+        """Returns the sentence a person reads about `evaluate`'s values."""
+        return (f"top-1 {metrics['top1']:.3f} % ({metrics['top1_hits']} of {metrics['images']}), "
+                f"top-5 {metrics['top5']:.3f} % ({metrics['top5_hits']} of {metrics['images']})")
 
     def close(self):
         """Ends the loader processes."""
@@ -170,7 +189,7 @@ def _teacher(recipe, run, context):
         raise UserError(f"the teacher {recipe.teacher!r} needs trained parameters: give them with "
                         "--teacher-weights FILE")
     net = get_model(recipe.teacher, classes=recipe.classes)
-    load_parameters(net, run.teacher_weights, ctx=context)
+    load_weights(net, recipe.teacher, run.teacher_weights, ctx=context)
     net.hybridize(static_alloc=True)
     return net
 
