@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -35,7 +34,7 @@ STATE, MANIFEST = "state.json", "manifest.json"
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED = "unfinished-"                       # being written or being removed
-# What damaged or hostile files make the readers below raise.
+# What the readers below raise on damaged or hostile files.
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError,
            mx.base.MXNetError)
 
@@ -66,13 +65,18 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint in memory: {name: numpy array} of network and update, their numbers."""
+    """A checkpoint in memory.
 
-    path: Path
+    Attributes:
+      state: where the run stands.
+      model: {structural name: numpy array} of the network.
+      arrays, numbers: from `optim.Update.state`, arrays as numpy.
+    """
+
     state: State
-    numbers: dict
     model: dict
     arrays: dict
+    numbers: dict
 
 
 class Checkpoints:
@@ -89,41 +93,35 @@ class Checkpoints:
         self.directory, self._keep = Path(directory), keep
 
     def save(self, net, update, state):
+        """Stores a snapshot of `net` and `update`; see `store`."""
+        return self.store(snapshot(net, update, state))
+
+    def store(self, checkpoint):
         """Writes a checkpoint, then removes what is neither among the newest nor the best.
 
-        Args:
-          net: Block; update: `optim.Update`; state: State.
-
         Returns:
-          The path of the checkpoint.
+          Its path.
 
         Raises:
           UserError: if the directory cannot be written or the disk is full; what was saved
             before is still there, and no part of this one.
         """
-        mx.nd.waitall()            # running statistics may lag behind the step (hybridized nets)
-        arrays, numbers = update.state()
-        record = {"format": FORMAT, "state": dataclasses.asdict(state), "update": numbers}
-        target = self._path(state.step)
+        target = self.path(checkpoint.state.step)
         building = self.directory / (_UNFINISHED + target.name)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
             try:
                 building.mkdir()
-                files = {MODEL: _write(building / MODEL, _packed(_parameters(net))),
-                         OPTIMIZER: _write(building / OPTIMIZER, _packed(arrays)),
-                         STATE: _write(building / STATE, [_json(record)])}
-                _write(building / MANIFEST, [_json({"format": FORMAT, "files": files})])
-                _sync(building)
-                if target.exists():        # only a damaged one that this run has not started from
+                _write(building, checkpoint)
+                if target.exists():        # a damaged one: a run starts from the newest whole one
                     self._remove(target)
                 os.rename(building, target)
                 _sync(self.directory)
             except BaseException:
                 shutil.rmtree(building, ignore_errors=True)
                 raise
-            self._prune(state)
+            self._prune(checkpoint.state)
         except OSError as error:
             raise UserError(
                 f"cannot save {target.name} in {self.directory}: {error.strerror or error}; what "
@@ -132,20 +130,35 @@ class Checkpoints:
         return target
 
     def latest(self):
-        """Returns the newest whole Checkpoint, or None; warns of each damaged one it passes."""
-        for step in reversed(self.steps()):
+        """Returns the newest whole Checkpoint, or None if there is none at all.
+
+        Each damaged one it passes is reported in a logged sentence.
+
+        Raises:
+          UserError: if there are checkpoints and none is whole; starting anew must be a decision.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
             found = self._read(step)
             if found is not None:
                 return found
+        if steps:
+            raise UserError(f"none of the {len(steps)} checkpoints in {self.directory} is whole; "
+                            "move them away to start anew, or give another workdir")
         return None
 
     def best(self):
-        """Returns the whole Checkpoint with the highest main metric, or None."""
+        """Returns the Checkpoint with the highest main metric; None if it is not there, or none."""
         newest = self.latest()
         if newest is None or newest.state.best_step is None:
             return None
-        return newest if newest.state.best_step == newest.state.step else \
-            self._read(newest.state.best_step)
+        if newest.state.best_step == newest.state.step:
+            return newest
+        return self._read(newest.state.best_step)
+
+    def path(self, step):
+        """Returns where the checkpoint of a step lies."""
+        return self.directory / f"step-{step:08d}"
 
     def steps(self):
         """Returns the steps of the checkpoints that are there, ascending, whole or not."""
@@ -178,28 +191,23 @@ class Checkpoints:
         state, numbers = header
         model = comm.share_arrays(found and found.model)
         arrays = comm.share_arrays(found and found.arrays)
-        load(net, model, source=self._path(state.step))
+        load(net, model, source=self.path(state.step))
         update.restore(arrays, numbers)
         return state
 
-    def _path(self, step):
-        return self.directory / f"step-{step:08d}"
-
     def _read(self, step):
-        """Returns the Checkpoint of `step`, or None with a warning if it is not whole."""
-        path = self._path(step)
+        """Returns the Checkpoint of `step`, or None, with a logged sentence, if it is not whole."""
         try:
-            return read(path)
+            return read(self.path(step))
         except UserError as error:
-            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+            _log.warning("%s; the one before it is taken", error)
             return None
 
     def _prune(self, state):
-        steps = self.steps()
-        kept = {*steps[-self._keep:], state.step, state.best_step}
-        for step in steps:
-            if step not in kept:
-                self._remove(self._path(step))
+        older = [step for step in self.steps() if step <= state.step]
+        for step in older[:-self._keep]:
+            if step != state.best_step:
+                self._remove(self.path(step))
 
     def _remove(self, path):
         """Removes a checkpoint so that a kill in between leaves none that looks whole."""
@@ -213,8 +221,22 @@ class Checkpoints:
             shutil.rmtree(left)
 
 
+def snapshot(net, update, state):
+    """Copies what a checkpoint holds to host memory.
+
+    Args:
+      net: Block; update: `optim.Update`; state: State.
+    """
+    mx.nd.waitall()            # running statistics may lag behind the step (hybridized nets)
+    arrays, numbers = update.state()
+    model = {name: parameter.data().asnumpy()
+             for name, parameter in net._collect_params_with_prefix().items()}
+    return Checkpoint(state, model, {name: array.asnumpy() for name, array in arrays.items()},
+                      numbers)
+
+
 def read(path):
-    """Reads one checkpoint and checks it against its manifest.
+    """Reads one checkpoint directory and checks it against its manifest.
 
     Raises:
       UserError: if it is damaged or of another format.
@@ -227,12 +249,12 @@ def read(path):
         contents = {name: _checked(path / name, manifest["files"][name])
                     for name in (MODEL, OPTIMIZER, STATE)}
         record = json.loads(contents[STATE])
-        return Checkpoint(path, _state(record["state"]), dict(record["update"]),
-                          _unpacked(contents[MODEL]), _unpacked(contents[OPTIMIZER]))
+        return Checkpoint(_state(record["state"]), _unpacked(contents[MODEL]),
+                          _unpacked(contents[OPTIMIZER]), dict(record["update"]))
     except _DAMAGE as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise UserError(f"checkpoint {path} is damaged ({reason}); an older one is used if there "
-                        "is one") from error
+        reason = f"no {error}" if isinstance(error, KeyError) else \
+            (str(error).splitlines() or [type(error).__name__])[-1]
+        raise UserError(f"checkpoint {path} is damaged ({reason})") from error
 
 
 def load(net, arrays, *, source):
@@ -249,7 +271,8 @@ def load(net, arrays, *, source):
     params = net._collect_params_with_prefix()
     missing = [name for name in params if name not in arrays]
     unexpected = [name for name in arrays if name not in params]
-    misshaped = [f"{name} {arrays[name].shape} instead of {params[name].shape}"
+    misshaped = [f"{name} {arrays[name].dtype}{arrays[name].shape} instead of "
+                 f"{np.dtype(params[name].dtype)}{params[name].shape}"
                  for name in params if name in arrays and not _fits(params[name], arrays[name])]
     faults = [f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
               for what, names in (("missing", missing), ("unexpected", unexpected),
@@ -262,41 +285,33 @@ def load(net, arrays, *, source):
 
 
 def _fits(parameter, array):
-    """Returns whether the shapes agree; 0 in a parameter's shape is not known yet."""
+    """Returns whether type and shape agree; 0 in a parameter's shape is not known yet."""
     known = parameter.shape
-    return known is None or (len(known) == array.ndim and
-                             all(want in (0, got) for want, got in zip(known, array.shape)))
+    return array.dtype == np.dtype(parameter.dtype) and (
+        known is None or (len(known) == array.ndim and
+                          all(want in (0, got) for want, got in zip(known, array.shape))))
 
 
 def _state(values):
-    fields = {field.name: field.default for field in dataclasses.fields(State)}
-    state = State(**{name: values[name] for name in fields})
+    state = State(**{field.name: values[field.name] for field in dataclasses.fields(State)})
     whole = (state.step, state.seed, state.workers, state.steps_per_epoch)
     if not all(type(value) is int for value in whole) or min(whole) < 0:
         raise ValueError(f"{STATE} holds no counts")
     return state
 
 
-def _parameters(net):
-    return {name: parameter.data()
-            for name, parameter in net._collect_params_with_prefix().items()}
+def _write(directory, checkpoint):
+    """Writes the files of a checkpoint, the manifest last, through to the disk."""
+    record = {"format": FORMAT, "state": dataclasses.asdict(checkpoint.state),
+              "update": checkpoint.numbers}
+    contents = {MODEL: _packed(checkpoint.model), OPTIMIZER: _packed(checkpoint.arrays),
+                STATE: [_json(record)]}
+    files = {name: _write_file(directory / name, chunks) for name, chunks in contents.items()}
+    _write_file(directory / MANIFEST, [_json({"format": FORMAT, "files": files})])
+    _sync(directory)
 
 
-def _json(values):
-    return json.dumps(values, indent=1).encode()
-
-
-def _checked(path, entry):
-    """Returns the bytes of a file if they are those that were written."""
-    if path.stat().st_size != entry["bytes"]:
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes of {entry['bytes']}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{path.name} does not match its checksum")
-    return content
-
-
-def _write(path, chunks):
+def _write_file(path, chunks):
     """Writes `chunks` of bytes through to the disk; returns the manifest's entry."""
     digest, size = hashlib.sha256(), 0
     with open(path, "wb") as file:
@@ -307,6 +322,20 @@ def _write(path, chunks):
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _json(values):
+    return json.dumps(values, indent=1).encode()
+
+
+def _checked(path, entry):
+    """Returns the bytes of a file if they are those that were written."""
+    content = path.read_bytes()
+    if len(content) != entry["bytes"]:
+        raise ValueError(f"{path.name} has {len(content)} bytes of {entry['bytes']}")
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{path.name} does not match its checksum")
+    return content
 
 
 def _sync(directory):
@@ -326,10 +355,9 @@ _DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int32": 4
 
 
 def _packed(arrays):
-    """Yields the bytes of a `.params` file of {name: NDArray}."""
+    """Yields the bytes of a `.params` file of {name: numpy array}."""
     yield struct.pack("<QQQ", _LIST_MAGIC, 0, len(arrays))
     for array in arrays.values():
-        array = array.asnumpy()
         yield struct.pack(f"<Iii{array.ndim}qiii", _ARRAY_MAGIC, _DENSE, array.ndim, *array.shape,
                           _CPU, 0, _DTYPE_CODES[array.dtype.name])
         yield array.tobytes()
@@ -342,6 +370,6 @@ def _packed(arrays):
 def _unpacked(content):
     """Returns {name: numpy array} of the bytes of a `.params` file."""
     arrays = mx.nd.load_frombuffer(content)
-    if not isinstance(arrays, dict):        # no names: no arrays
+    if not isinstance(arrays, dict):        # MXNet forgets that an empty list had names
         return {}
-    return {name: np.asarray(array.asnumpy()) for name, array in arrays.items()}
+    return {name: array.asnumpy() for name, array in arrays.items()}

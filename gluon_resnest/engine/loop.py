@@ -107,7 +107,7 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
             state = _judged(state, done, task.evaluate(), task.main_metric)
             log.evaluation(done, state.metrics)
         state = replace(state, step=done, seconds=time.monotonic() - began)
-        comm.on_main(lambda: checkpoints.save(task.net, update, state) and None)
+        comm.on_main(lambda: str(checkpoints.save(task.net, update, state)))
     return Summary(state.best, state.best_step, state.metrics, state.seconds,
                    log.images_per_second)
 

@@ -186,18 +186,18 @@ class Update:
           UserError: if they belong to another optimizer or network; nothing is changed then.
         """
         optimizer, updater = self._optimizer(), self._trainer._updaters[0]
-        kind = type(optimizer).__name__.lower()
-        if numbers["optimizer"] != kind:
-            raise UserError(f"the checkpoint was made by optimizer {numbers['optimizer']!r}, this "
-                            f"run uses {kind!r}; use the same, or another workdir")
-        optimizer._set_current_context(self._trainer._contexts[0].device_id)
+        kind, counts = type(optimizer).__name__.lower(), numbers.get("counts", {})
+        if numbers.get("optimizer") != kind:
+            raise UserError(f"the checkpoint was made by optimizer {numbers.get('optimizer')!r}, "
+                            f"this run uses {kind!r}; use the same, or another workdir")
         fresh = {index: optimizer.create_state_multi_precision(index, parameter.data())
                  for index, parameter in enumerate(self._trainer._params)
-                 if self._names[index] in numbers["counts"]}
+                 if self._names[index] in counts}
         slots = {f"{self._names[index]}:{slot}": array for index, state in fresh.items()
                  for slot, array in enumerate(_slots(state))}
-        wrong = [name for name in {**slots, **arrays} if name not in slots or name not in arrays
-                 or slots[name].shape != arrays[name].shape]
+        wrong = [name for name in counts if name not in self._names]
+        wrong += [name for name in {**slots, **arrays} if name not in slots or name not in arrays
+                  or slots[name].shape != arrays[name].shape]
         if wrong:
             raise UserError(f"the optimizer state of the checkpoint does not fit this network: "
                             f"{wrong[0]!r} is missing, unexpected or of another shape; use the "
@@ -206,9 +206,11 @@ class Update:
             slots[name][:] = array
         updater.states.update(fresh)
         updater.states_synced.update(dict.fromkeys(fresh, True))
+        # MXNet counts updates per device and forgets them when it meets another one.
+        optimizer._set_current_context(self._trainer._contexts[0].device_id)
         optimizer.num_update = numbers["num_update"]
         optimizer._index_update_count.update(
-            (index, numbers["counts"][self._names[index]]) for index in fresh)
+            (index, counts[self._names[index]]) for index in fresh)
 
     def _optimizer(self):
         return self._trainer._optimizer

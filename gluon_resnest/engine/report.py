@@ -40,7 +40,7 @@ class RunLog:
 
     def __init__(self, workdir, comm, *, total_steps, steps_per_epoch, batch):
         self._file = Path(workdir) / LOG
-        self._speaks = comm.is_main
+        self._comm = comm
         self._total, self._per_epoch, self._batch = total_steps, steps_per_epoch, batch
         self._steps = self._seconds = 0
         self._outputs = []
@@ -58,18 +58,13 @@ class RunLog:
         return self._steps * self._batch / self._seconds if self._seconds else 0.0
 
     def begin(self, step):
-        """Opens the outputs at `step`; forgets lines beyond it, which will be written again."""
-        if not self._speaks:
-            return
-        try:
-            lines = [line for line in read_log(self._file) if line["step"] <= step]
-            _replace_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
-        except OSError as error:
-            raise UserError(f"cannot write {self._file}: {error.strerror}; give a writable "
-                            "--workdir with room") from error
-        self._outputs = [_Lines(self._file), _progress(step, self._total)]
-        if importlib.util.find_spec("tensorboard"):
-            self._outputs.append(_TensorBoard(self._file.parent / TENSORBOARD, lines))
+        """Opens the outputs at `step`; forgets lines beyond it, which will be written again.
+
+        Raises:
+          UserError: on all workers, if the run directory cannot be written; so do `training` and
+            `evaluation`.
+        """
+        self._comm.on_main(lambda: self._open(step))
 
     def advance(self):
         """Moves the progress bar by one step."""
@@ -98,8 +93,17 @@ class RunLog:
         return step / self._per_epoch
 
     def _write(self, line):
-        for output in self._outputs:
-            output.write(line)
+        def write():
+            for output in self._outputs:
+                output.write(line)
+        self._comm.on_main(write)
+
+    def _open(self, step):
+        lines = [line for line in read_log(self._file) if line["step"] <= step]
+        _write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+        self._outputs = [_Lines(self._file), _progress(step, self._total)]
+        if importlib.util.find_spec("tensorboard"):
+            self._outputs.append(_TensorBoard(self._file.parent / TENSORBOARD, lines))
 
 
 class _Lines:
@@ -116,8 +120,7 @@ class _Lines:
             with open(self._path, "a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}; make room and run the "
-                            "same command again") from error
+            raise _unwritable(self._path, error) from error
 
     def close(self):
         pass
@@ -237,12 +240,20 @@ def read_log(path):
     return lines
 
 
-def _replace_text(path, text):
-    """Writes a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write_text(path, text):
+    """Writes a text file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path, error):
+    return UserError(f"cannot write {path}: {error.strerror}; give a writable --workdir with room, "
+                     "or make room and run the same command again")
 
 
 def draw_curves(workdir):
@@ -264,7 +275,8 @@ def draw_curves(workdir):
         if "lr" in line:
             panels["learning rate"].setdefault("lr", []).append((line["epoch"], line["lr"]))
         for name, value in line.get("metrics", {}).items():
-            panels["metric"].setdefault(name, []).append((line["epoch"], value))
+            if isinstance(value, float):                      # counts would flatten the ratios
+                panels["metric"].setdefault(name, []).append((line["epoch"], value))
     figure = Figure(figsize=(15, 4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, curves) in zip(figure.subplots(1, 3), panels.items()):
@@ -294,7 +306,7 @@ def write_result(workdir, *, measured, expected=None, tolerance=None, seconds, i
               "verdict": verdict(measured[main_metric], expected, tolerance),
               "commit": commit(), "seconds": seconds, "images_per_second": images_per_second,
               "machine": machine()}
-    _replace_text(Path(workdir) / RESULT, json.dumps(result, indent=1) + "\n")
+    _write_text(Path(workdir) / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 
 
