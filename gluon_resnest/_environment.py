@@ -142,7 +142,7 @@ def _prepare_cuda():
 
 def _version(distribution):
     """Returns the installed version or None."""
-    from importlib import metadata    # Python 3.8; not to be reached on an older one
+    from importlib import metadata  # since Python 3.8, which has been checked before
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
