@@ -244,16 +244,15 @@ def _claim(workdir, recipe, run):
 
 def _report(path, recipe, task, metrics, seconds, images_per_second):
     """Prints and writes a result; returns it."""
-    from gluon_resnest.engine.report import make_result, write_json
-    result = make_result(measured=metrics, expected=recipe.expected, tolerance=recipe.tolerance,
-                         seconds=seconds, images_per_second=images_per_second,
-                         main_metric=task.main_metric)
+    from gluon_resnest.engine.report import write_result
+    result = write_result(path, measured=metrics, expected=recipe.expected,
+                          tolerance=recipe.tolerance, seconds=seconds,
+                          images_per_second=images_per_second, main_metric=task.main_metric)
     print(task.describe(metrics))
     if recipe.expected is not None:
         print(f"published {recipe.expected:g}, tolerance {recipe.tolerance:g}: "
               f"{result['verdict']}")
     if path is not None:
-        write_json(path, result)
         print(f"wrote {path}")
     return result
 

@@ -291,11 +291,12 @@ def draw_curves(workdir):
     return target
 
 
-def write_result(workdir, *, measured, expected=None, tolerance=None, seconds, images_per_second,
+def write_result(path, *, measured, expected=None, tolerance=None, seconds, images_per_second,
                  main_metric):
-    """Writes result.json and returns what it holds.
+    """Judges a final evaluation, writes it as JSON and returns what was written.
 
     Args:
+      path: result.json of a run directory; None writes nothing.
       measured: {name: value} of the final evaluation.
       expected: published value of `main_metric`, or None.
       tolerance: how far below it still counts as reached.
@@ -306,7 +307,8 @@ def write_result(workdir, *, measured, expected=None, tolerance=None, seconds, i
               "verdict": verdict(measured[main_metric], expected, tolerance),
               "commit": commit(), "seconds": seconds, "images_per_second": images_per_second,
               "machine": machine()}
-    _write_text(Path(workdir) / RESULT, json.dumps(result, indent=1) + "\n")
+    if path is not None:
+        _write_text(Path(path), json.dumps(result, indent=1) + "\n")
     return result
 
 
