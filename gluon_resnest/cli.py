@@ -182,12 +182,11 @@ def evaluate(recipe, run, task, comm):
     """
     from gluon_resnest.engine.checkpoint import Checkpoints
     workdir = Path(run.workdir) if run.workdir else None
-    trained = workdir is not None and bool(Checkpoints(workdir / "checkpoints").steps())
-    if not run.weights:
-        if not trained:
-            raise UserError("there is nothing to evaluate: give --weights FILE, --weights "
-                            "published, or the --workdir of a training run")
-        Checkpoints(workdir / "checkpoints").restore_best(task.net, comm)
+    trained = workdir is not None and (workdir / "checkpoints").is_dir()
+    if not run.weights and not (trained and Checkpoints(
+            workdir / "checkpoints").restore_best(task.net, comm)):
+        raise UserError("there is nothing to evaluate: give --weights FILE, --weights published, "
+                        "or the --workdir of a training run")
     began = time.monotonic()
     metrics = task.evaluate()
     seconds = time.monotonic() - began

@@ -195,6 +195,22 @@ class Checkpoints:
         update.restore(arrays, numbers)
         return state
 
+    def restore_best(self, net, comm):
+        """Brings every worker's network to the best whole checkpoint, else to the newest.
+
+        Returns:
+          Its State, or None if there is no checkpoint.
+
+        Raises:
+          UserError: if it belongs to another network.
+        """
+        found = (self.best() or self.latest()) if comm.is_main else None
+        state = comm.on_main(lambda: found and found.state)
+        if state is None:
+            return None
+        load(net, comm.share_arrays(found and found.model), source=self.path(state.step))
+        return state
+
     def _read(self, step):
         """Returns the Checkpoint of `step`, or None, with a logged sentence, if it is not whole."""
         try:
