@@ -13,6 +13,7 @@ first two through SymbolBlock and Module and compared them with the network on f
 """
 import argparse
 import dataclasses
+from pathlib import Path
 
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
@@ -37,6 +38,22 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
+def open_run(directory, weights):
+    """Returns (net, card) of a run directory, with other weights if they are given."""
+    from gluon_resnest import cli
+    from gluon_resnest.interop import trained
+    from gluon_resnest.interop.deployed import Card
+    from gluon_resnest.interop.weights import load_parameters
+    from gluon_resnest.tasks.trained_run import open_run as open_trained
+    net, recipe = open_trained(directory)
+    if weights:
+        load_parameters(net, weights)
+    file = Path(directory) / cli.CLASS_NAMES
+    names = trained.read_class_names(file) if file.exists() else None
+    return net, Card(recipe.network, recipe.classes, recipe.eval_px, recipe.eval_protocol,
+                     class_names=names)
+
+
 def main(argv=None):
     flags = parse(argv)
     with exit_on_user_error():
@@ -45,7 +62,7 @@ def main(argv=None):
         from gluon_resnest.interop import deployed, trained
         from gluon_resnest.interop.export import TOLERANCE, export_classifier
         if flags.run:
-            net, card = trained.from_run(flags.run, flags.weights)
+            net, card = open_run(flags.run, flags.weights)
         else:
             net, card = trained.from_zoo(flags.model, flags.weights)
         names = flags.classes_file and trained.read_class_names(flags.classes_file)

@@ -78,7 +78,7 @@ class Card:
             "model": isinstance(self.model, str),
             "classes": type(self.classes) is int and number(self.classes, 1, 1 << 20),
             "crop_px": type(self.crop_px) is int and number(self.crop_px, 8, 4096),
-            "protocol": self.protocol in PROTOCOLS,
+            "protocol": self.protocol in tuple(PROTOCOLS),
             "interpolation": isinstance(self.interpolation, str),
             "mean": triple(self.mean, -10, 10),
             "std": triple(self.std, 1e-6, 1e3),

@@ -26,13 +26,14 @@ class Node:
 
     Attributes:
       attrs: {name: text}, as MXNet writes them.
-      inputs: of (index of an earlier node, which of its outputs, version).
+      inputs: of (index of an earlier node, which of its outputs). MXNet's third number, how often
+        a variable had been changed in the process that wrote it, is left out.
     """
 
     op: str
     name: str
     attrs: dict
-    inputs: Tuple[Tuple[int, int, int], ...]
+    inputs: Tuple[Tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Graph:
 
     def to_json(self):
         """Returns the text that MXNet reads; equal graphs give equal texts."""
-        nodes = [{"op": node.op, "name": node.name, "inputs": node.inputs,
+        nodes = [{"op": node.op, "name": node.name, "inputs": [[*entry, 0] for entry in node.inputs],
                   **({"attrs": dict(sorted(node.attrs.items()))} if node.attrs else {})}
                  for node in self.nodes]
         variables = [i for i, node in enumerate(self.nodes) if node.op == "null"]
@@ -64,7 +65,7 @@ class Graph:
         """Returns the graph with every node of `op` replaced by its only input."""
         index, nodes = {}, []
         for old, node in enumerate(self.nodes):
-            inputs = tuple((index[i], output, version) for i, output, version in node.inputs)
+            inputs = tuple((index[source], output) for source, output in node.inputs)
             if node.op == op:
                 index[old] = inputs[0][0]
             else:
@@ -127,7 +128,8 @@ def _graph(document):
     twice = [name for name, count in names.items() if count > 1]
     _require(not twice, f"two variables are called {twice[:1]}")
     _require(isinstance(heads, list) and len(heads) == 1, "it must have exactly one output")
-    head, _, _ = _entry(heads[0], checked, "its output")
+    head, output = _entry(heads[0], checked, "its output")
+    _require(output == 0, "its output is one part of a split")
     _require(checked[head].op != "null", "its output is a variable")
     return Graph(tuple(checked), head)
 
@@ -168,14 +170,13 @@ def _entry(entry, nodes, label):
     _require(isinstance(entry, list) and len(entry) in (2, 3)
              and all(type(number) is int for number in entry),
              f"{label} refers to {str(entry)[:80]}, expected [node, output, version]")
-    index, output, version = (entry + [0])[:3]
+    index, output = entry[:2]
     _require(0 <= index < len(nodes), f"{label} refers to node {index}, which is not before it")
     source = nodes[index]
     outputs = int(source.attrs["num_outputs"]) if source.op == "SliceChannel" else 1
     _require(0 <= output < outputs, f"{label} refers to output {output} of {source.name}, "
              f"which has {outputs}")
-    _require(0 <= version < MAX_NODES, f"{label} refers to version {version}")
-    return index, output, version
+    return index, output
 
 
 class _Check:

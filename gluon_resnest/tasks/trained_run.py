@@ -1,0 +1,52 @@
+"""Opens what a finished classification run has trained."""
+import json
+from pathlib import Path
+
+import mxnet as mx
+
+from gluon_resnest import zoo
+from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.engine import checkpoint
+from gluon_resnest.errors import UserError
+from gluon_resnest.models.resnest import initialize
+
+
+def open_run(directory, *, ctx=None):
+    """Builds the network of a run directory with the values of its best checkpoint.
+
+    A run that was never evaluated has no best checkpoint; its newest is taken.
+
+    Args:
+      directory: run directory of a classification recipe.
+      ctx: Context of the parameters; the CPU by default.
+
+    Returns:
+      (net, recipe).
+
+    Raises:
+      UserError: if it is no run directory, or has no whole checkpoint.
+    """
+    directory = Path(directory)
+    recipe = _recipe(directory)
+    checkpoints = checkpoint.Checkpoints(directory / "checkpoints")
+    found = checkpoints.best() or checkpoints.latest()
+    if found is None:
+        raise UserError(f"{str(directory)!r} has no whole checkpoint yet; let the run reach the "
+                        "end of an epoch")
+    net = zoo.get_model(recipe.network, classes=recipe.classes)
+    initialize(net, ctx=ctx or mx.cpu())
+    checkpoint.load(net, found.model, source=checkpoints.path(found.state.step))
+    return net, recipe
+
+
+def _recipe(directory):
+    file = directory / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))["recipe"]
+    except OSError as error:
+        raise UserError(f"{str(directory)!r} is no run directory, it has no readable config.json "
+                        f"({error.strerror}); give the --workdir of a recipe") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{str(file)!r} is not the config.json of a recipe ({error}); give the "
+                        "--workdir of a recipe") from error
+    return ClassificationRecipe.from_json(values)

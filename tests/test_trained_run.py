@@ -1,0 +1,60 @@
+"""tasks.trained_run: a finished run gives back the network it trained."""
+import json
+
+import numpy as np
+import pytest
+from mxnet import nd
+
+from gluon_resnest import zoo
+from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.engine.checkpoint import Checkpoints, State
+from gluon_resnest.errors import UserError
+from gluon_resnest.models.resnest import initialize
+from gluon_resnest.tasks.trained_run import open_run
+
+RECIPE = ClassificationRecipe(network="resnest_tiny", source="a test", classes=3, eval_px=32)
+
+
+class NoUpdate:
+    """An optimizer without state."""
+
+    @staticmethod
+    def state():
+        return {}, {}
+
+
+def make_run(directory, best_step):
+    """Writes a run of two checkpoints, whose biases are their steps; `best_step` may be None."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"recipe": RECIPE.to_json()}))
+    checkpoints = Checkpoints(directory / "checkpoints")
+    net = zoo.get_model(RECIPE.network, classes=RECIPE.classes)
+    initialize(net)
+    for step in (1, 2):
+        net.fc.bias.set_data(nd.full((3,), step))
+        best = best_step if best_step is not None and best_step <= step else None
+        checkpoints.save(net, NoUpdate, State(step=step, best=best and 50.0, best_step=best))
+
+
+@pytest.mark.parametrize("best_step, taken", [(1, 1), (2, 2), (None, 2)])
+def test_the_best_checkpoint_is_taken_and_the_newest_where_none_was_evaluated(
+        tmp_path, best_step, taken):
+    make_run(tmp_path / "run", best_step)
+    net, recipe = open_run(tmp_path / "run")
+    assert recipe == RECIPE
+    assert np.array_equal(net.fc.bias.data().asnumpy(), np.full(3, taken))
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run directory.*give the --workdir of a recipe"):
+        open_run(tmp_path / "absent")
+    for text in ("{", "[]", "{}", '{"recipe": {"networc": 1}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match="is not the config.json|no field 'networc'"):
+            open_run(tmp_path)
+
+
+def test_a_run_without_checkpoint_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": RECIPE.to_json()}))
+    with pytest.raises(UserError, match="no whole checkpoint yet"):
+        open_run(tmp_path)
