@@ -147,8 +147,8 @@ def test_a_deformable_backbone_is_not_silently_made_a_plain_one():
 def test_a_missing_classifier_needs_to_be_allowed():
     tensors = {name: value for name, value in spelled(random_tensors(TINY), "torch", "").items()
                if not name.startswith("fc.")}
-    with pytest.raises(UserError, match="2 missing: fc.weight, fc.bias; the file has no classifier, "
-                       "convert the rest with --backbone"):
+    with pytest.raises(UserError, match="2 missing: fc.weight, fc.bias; "
+                       "the file has no classifier, convert the rest with --backbone"):
         convert.to_gluon(tensors, model=TINY)
     assert len(convert.to_gluon(tensors, model=TINY, backbone=True).tensors) == len(tensors)
 

@@ -28,6 +28,7 @@ from .pickled_arrays import CONSTRUCTORS, ArrayShell
 from .weights import read_params
 
 MAX_BYTES = 8 << 30
+MAX_GROWTH = 16             # bytes in memory per byte of the file; bool to int64 needs 8
 WRAPPERS = ("state_dict", "model")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict")
 
@@ -69,7 +70,7 @@ def read_weights(path: str, *, ema: bool = False) -> WeightFile:
             raise UserError(f"it holds a {type(tree).__name__} where a dictionary of tensors is "
                             "expected; save the model's state_dict()")
         chosen, notes = _unwrap(tree, ema)
-        tensors, more = _as_float32(chosen)
+        tensors, more = _as_float32(chosen, MAX_GROWTH * size)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); give a weight file")
     except UserError as error:
@@ -118,18 +119,27 @@ def _unwrap(tree, ema):
     return tree, ()
 
 
-def _as_float32(chosen):
-    """Keeps the arrays of a dictionary; floats become float32, integers int64."""
-    tensors, converted = {}, {}
+def _as_float32(chosen, limit):
+    """Keeps the arrays of a dictionary; floats become float32, integers int64.
+
+    Many tensors may share one storage, so their sum is held below a limit of bytes.
+    """
+    tensors, converted, total = {}, {}, 0
     for name, value in chosen.items():
         value = value.value if isinstance(value, ArrayShell) else value
         if not isinstance(value, np.ndarray):
             continue
+        name = str(name)
+        if not name.isprintable() or len(name) > 500:
+            raise UserError(f"a tensor has the name {name[:100]!r}; names are short and printable")
+        total += value.size * (4 if value.dtype.kind == "f" else 8)
+        if total > limit:
+            raise UserError(f"its tensors unfold to more than {limit} bytes; it was not read")
         target = np.float32 if value.dtype.kind == "f" else np.int64
         if value.dtype.kind == "f" and value.dtype.itemsize != 4:
             converted[value.dtype.name] = converted.get(value.dtype.name, 0) + 1
         with np.errstate(over="ignore"):
-            tensors[str(name)] = value = value.astype(target, copy=False)
+            tensors[name] = value = value.astype(target, copy=False)
         if not np.isfinite(value).all():
             raise UserError(f"{name!r} holds NaN or infinity in float32; the weights are unusable")
     if not tensors:

@@ -145,7 +145,7 @@ def _parameter_shapes(model, tensors, naming):
     classifier = tensors.get(naming.theirs("fc.weight"))
     stem = tensors.get(naming.theirs("conv1.0.weight"))
     net = zoo.get_model(
-        model, classes=1000 if classifier is None else len(classifier),
+        model, classes=len(classifier) if classifier is not None and classifier.ndim == 2 else 1000,
         in_channels=stem.shape[1] if stem is not None and stem.ndim == 4 else 3)
     return {name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
 

@@ -41,6 +41,10 @@ _LITERALS = frozenset((
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING",
     "SHORT_BINSTRING"))
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_ALLOWED = _LITERALS.union(_CONSTANTS, _EMPTY, _SHORT_TUPLES, (
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET",
+    "LONG_BINGET", "TUPLE", "APPEND", "APPENDS", "ADDITEMS", "SETITEM", "SETITEMS", "GLOBAL",
+    "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"))
 
 
 class _Machine:
@@ -78,8 +82,8 @@ class _Machine:
 
     def find(self, name):
         if name not in self.constructors:
-            raise UserError(f"the pickle wants the global `{name}`, which is not on the list of "
-                            "harmless ones, so it was not read; save a plain state_dict of tensors")
+            raise UserError(f"the pickle wants the global {name[:200]!r}, which is not on the list "
+                            "of harmless ones, so it was not read; save a plain state_dict")
         return Global(name, self.constructors[name])
 
     def call(self, function, args):
@@ -145,9 +149,24 @@ class _Machine:
             push(self.persistent(self.pop()))
         elif name == "POP":
             self.stack.pop()
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise UserError(f"the pickle uses the opcode {name}, which weight files do not need; "
-                            "save a plain state_dict of tensors")
+
+
+def _opcodes(stream):
+    """Yields (name, argument); looks at the name before it parses the argument, because parsing
+    the text opcodes' numbers takes quadratic time."""
+    for _ in range(MAX_OPCODES):
+        code = stream.read(1)
+        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        if opcode is None:
+            raise ValueError(f"opcode {code!r}" if code else "it ends early")
+        if opcode.name not in _ALLOWED:
+            raise UserError(f"the pickle uses the opcode {opcode.name}, which weight files do not "
+                            "need; save a plain state_dict of tensors")
+        yield opcode.name, opcode.arg.reader(stream) if opcode.arg else None
+        if opcode.name == "STOP":
+            return
+    raise UserError(f"the pickle has more than {MAX_OPCODES} opcodes; "
+                    "no ResNeSt needs that many, so it was not read")
 
 
 def _no_persistent(_identity):
@@ -167,11 +186,8 @@ def load(stream, constructors: Dict[str, Callable], persistent: Callable = _no_p
     """
     machine = _Machine(constructors, persistent)
     try:
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
-            if count >= MAX_OPCODES:
-                raise UserError(f"the pickle has more than {MAX_OPCODES} opcodes; "
-                                "no ResNeSt needs that many, so it was not read")
-            machine.step(opcode.name, arg)
+        for name, arg in _opcodes(stream):
+            machine.step(name, arg)
         return machine.pop()
     except UserError:
         raise

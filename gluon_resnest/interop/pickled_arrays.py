@@ -53,10 +53,11 @@ class TensorRef(NamedTuple):
         Raises:
           UserError: if the tensor reaches beyond the storage or repeats elements of it.
         """
-        numbers = (self.offset, *self.shape, *self.strides)
+        numbers = (self.storage.offset, self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or len(self.shape) > 32 or any(
                 not isinstance(n, int) or n < 0 for n in numbers):
-            raise UserError(f"a tensor of shape {self.shape} and strides {self.strides} is damaged")
+            raise UserError("the shape, strides or offset of a tensor is damaged; "
+                            "get the file again")
         count = 1
         for size in self.shape:
             count *= size

@@ -24,7 +24,8 @@ def read(stream, size: int) -> Dict[str, np.ndarray]:
     if length > min(MAX_HEADER, size - 8):
         raise UserError(f"the safetensors header should fit {min(MAX_HEADER, size - 8)} bytes and "
                         f"claims {length}; get the file again")
-    header = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=_unique)
+    header = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=_unique,
+                        parse_int=_short_int)
     if not isinstance(header, dict):
         raise UserError("the safetensors header is no JSON object; get the file again")
     header.pop("__metadata__", None)
@@ -47,6 +48,12 @@ def _unique(pairs):
     if len(result) != len(pairs):
         raise UserError("the safetensors header names a tensor twice; get the file again")
     return result
+
+
+def _short_int(text):
+    if len(text) > 20:                                     # parsing takes quadratic time
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def _entry(name, fields):

@@ -92,7 +92,7 @@ def read_legacy(stream, size: int) -> Any:
 
     tree = inert_pickle.load(head, CONSTRUCTORS, persistent)
     keys = inert_pickle.load(head, {})
-    if not isinstance(keys, list) or set(map(str, keys)) != set(wanted):
+    if not isinstance(keys, list) or sorted(map(repr, keys)) != sorted(map(repr, wanted)):
         raise UserError("the list of storages does not fit the tensors; get the file again")
     flats = {}
     for key in keys:
@@ -119,18 +119,21 @@ def _check_length(storage, length):
 
 def _resolve(tree, read):
     """Replaces TensorRefs by arrays in nested dictionaries of at most three levels."""
-    cache = {}
+    flats, walked = {}, {}
 
     def flat(storage):
-        if storage.key not in cache:
-            cache[storage.key] = read(storage)
-        return cache[storage.key]
+        whole = storage._replace(offset=0)
+        if whole not in flats:
+            flats[whole] = read(whole)
+        return flats[whole]
 
     def walk(node, depth):
         if isinstance(node, TensorRef):
             return node.view(flat(node.storage))
         if isinstance(node, dict) and depth < 3:
-            return {key: walk(value, depth + 1) for key, value in node.items()}
+            if id(node) not in walked:      # a dictionary full of one other is not walked twice
+                walked[id(node)] = {key: walk(value, depth + 1) for key, value in node.items()}
+            return walked[id(node)]
         return node
 
     return walk(tree, 0)
