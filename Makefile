@@ -73,3 +73,5 @@ $(WHEEL): $(PACKAGES) $(SOURCES)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache
+
+-include peers.mk

@@ -13,7 +13,7 @@ PEERS_RUN := runs/peers
 	$(PEERS_BIN)/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
-peers: .venv-peers/.done
+peers: setup .venv-peers/.done
 	rm -rf $(PEERS_RUN)
 	$(PEERS_BIN)/python tests/peers/write_timm.py $(PEERS_RUN) $(PEERS)
 	.venv/bin/python tests/peers/check_ours.py $(PEERS_RUN)
