@@ -3,6 +3,7 @@
 Every helper works in both cases, so that callers never ask which one it is. All workers must call
 the same collective methods in the same order.
 """
+import itertools
 import math
 import os
 
@@ -169,7 +170,7 @@ class HorovodComm(Comm):
 
     def __init__(self, hvd):
         self._hvd = hvd
-        self._broadcasts = self._trainers = 0
+        self._calls = itertools.count()
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
 
     def gather(self, value):
@@ -182,7 +183,8 @@ class HorovodComm(Comm):
                 value = action()
             except UserError as caught:
                 error = caught
-        value, message = self._hvd.broadcast_object((value, error and str(error)), name="on_main")
+        value, message = self._hvd.broadcast_object((value, error and str(error)),
+                                                    name=self._unique())
         if message is not None:
             raise error or UserError(message)
         return value
@@ -196,18 +198,22 @@ class HorovodComm(Comm):
         return {name: array.asnumpy() for name, array in received.items()}
 
     def broadcast(self, params):
-        # Names must be unique among operations in flight, and equal on all workers.
-        self._broadcasts += 1
-        self._hvd.broadcast_parameters(params, root_rank=0, prefix=f"b{self._broadcasts}.")
+        self._hvd.broadcast_parameters(params, root_rank=0, prefix=self._unique())
 
     def trainer(self, params, optimizer, optimizer_args=None):
-        self._trainers += 1
         return self._hvd.DistributedTrainer(params, optimizer, optimizer_args,
-                                            prefix=f"t{self._trainers}.")
+                                            prefix=self._unique())
 
     def shutdown(self):
         mx.nd.waitall()
         self._hvd.shutdown()
+
+    def _unique(self):
+        """Returns a name for an operation: equal on all workers, of none that may be in flight.
+
+        The main worker does not wait for its broadcasts; a name used again too early hangs all.
+        """
+        return f"{next(self._calls)}."
 
     def _rows(self, vectors):
         row = super()._rows(vectors)
@@ -228,10 +234,10 @@ def _leaves(values):
         for name in sorted(values):
             yield from _leaves(values[name])
         return
-    array = np.asarray(values) if not isinstance(values, mx.nd.NDArray) else None
-    if array is None or array.dtype.kind not in "biuf":
-        raise TypeError("total adds Python numbers, numpy arrays and dicts of them, got "
-                        f"{type(values).__name__}")
+    array = None if isinstance(values, mx.nd.NDArray) else np.asarray(values)
+    if array is None or array.dtype.kind not in "bif":
+        raise TypeError("total adds Python numbers below 2**63, numpy arrays and dicts of "
+                        f"them, got {type(values).__name__}")
     yield array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
