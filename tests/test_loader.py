@@ -377,3 +377,9 @@ def test_ring_slots_do_not_overlap():
         for value, part in enumerate((indices,) + arrays):
             assert (part == 10 * number + value).all()
     os.close(memory.fd)
+
+
+def test_a_worker_that_cannot_start_is_reported(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="data worker 0 ended with exit code 1"):
+        train_loader(workers=2)

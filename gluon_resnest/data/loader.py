@@ -161,10 +161,8 @@ class _Pool:
             with inlet:
                 for number in range(layout.workers):
                     self._start(number, inlet.fileno())
-            for report in self._reports:
-                report.send(message)
-            for number, report in enumerate(self._reports):
-                self._confirm(number, report)
+            for number in range(layout.workers):
+                self._introduce(number, message)
         except BaseException:
             self.close()
             raise
@@ -235,9 +233,11 @@ class _Pool:
                 [sys.executable, "-m", "gluon_resnest.data.worker", *map(str, (number, *fds))],
                 pass_fds=fds, stdin=subprocess.DEVNULL, env=environ))
 
-    def _confirm(self, number, report):
+    def _introduce(self, number, message):
+        """Tells a new worker what it reads and waits until it is ready."""
         try:
-            _, problem = report.recv()
+            self._reports[number].send(message)
+            _, problem = self._reports[number].recv()
         except (EOFError, ConnectionError):
             raise self._death(number) from None
         if problem:
