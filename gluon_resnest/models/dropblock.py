@@ -1,4 +1,6 @@
 """DropBlock (Ghiasi et al. 2018), free of input size and right in every mode of every graph."""
+import contextlib
+
 from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError, nearest
@@ -44,38 +46,50 @@ class DropBlock(nn.HybridBlock):
     def hybrid_forward(self, F, x):
         if self._p == 0:
             return x
-        like = F.BlockGrad(x)  # first of all: nothing below is differentiated, or costs backward
+        like = F.BlockGrad(x)  # before anything else, so that nothing below has a backward pass
         if not self._per_sample:
-            like = F.slice_axis(like, axis=0, begin=0, end=1)
-        like = F.cast(like, dtype="float32")  # shares of many elements do not fit float16
-        kept = 1 - self._dropped(F, like)
-        scaled = F.broadcast_div(kept, F.maximum(F.mean(kept, keepdims=True), 1e-6))
-        return F.broadcast_mul(x, F.BlockGrad(F.cast(scaled, dtype=self._dtype)))
+            like = _first(F, like, axes=(0,))
+        like = F.cast(like, dtype="float32")  # float16 cannot count the elements of a map
+        kept = self._kept(F, like)
+        share = F.mean(F.contrib.AdaptiveAvgPooling2D(kept, output_size=1), axis=(0, 1),
+                       keepdims=True)
+        scaled = F.cast(F.broadcast_div(kept, F.maximum(share, 1e-6)), dtype=self._dtype)
+        if not self._per_sample:
+            # One copy for each sample: a broadcast product has a backward ten times as dear.
+            samples = F.reshape(_first(F, F.BlockGrad(x), axes=(1, 2, 3)), shape=(-1,))
+            scaled = F.take(scaled, F.zeros_like(samples), axis=0)
+        return x * scaled
 
-    def _dropped(self, F, like):
-        """Returns 1 where `like` (N or 1, C, H, W) is dropped and 0 elsewhere."""
-        margin = self._block // 2
-        window = dict(kernel=(self._block,) * 2, pool_type="max")
+    def _kept(self, F, like):
+        """Returns 1 where `like` (N or 1, C, H, W) is kept and 0 where a square covers it."""
+        side, margin = self._block, self._block // 2
         if self._rule == "exact":
-            like = F.pad(like, mode="constant", pad_width=(0,) * 4 + (margin,) * 4)
-            rate = 1 - (1 - self._p) ** (1 / self._block ** 2)
-            seeds = F.broadcast_lesser(F.random.uniform_like(like), rate * self._training(F, like))
-            return F.Pooling(seeds, **window)
-        size = F.cast(F.slice_axis(F.shape_array(like), axis=0, begin=2, end=4), dtype="float32")
-        spread = F.prod(size / F.maximum(size - 2 * margin, 1))
-        rate = self._p / self._block ** 2 * spread
-        rate = F.broadcast_mul(F.reshape(rate, shape=(1, 1, 1, 1)), self._training(F, like))
-        seeds = F.broadcast_lesser(F.random.uniform_like(like), rate)
-        return F.Pooling(seeds, pad=(margin, margin), **window)
+            rate = 1 - (1 - self._p) ** (1 / side ** 2)
+            around = F.pad(like, mode="constant", pad_width=(0,) * 4 + (margin,) * 4)
+            pad = 0
+        else:
+            size = F.slice_axis(F.shape_array(like), axis=0, begin=2, end=4)
+            size = F.cast(size, dtype="float32")
+            rate = self._p / side ** 2 * F.prod(size / F.maximum(size - 2 * margin, 1))
+            around = like
+            pad = margin
+        one = F.ones_like(_first(F, like, axes=(0, 1, 2, 3)))
+        # Dropout makes 0 or 2 of the one while training and leaves it alone otherwise, when the
+        # graph runs: in inference and in exports no centre is drawn.
+        rate = F.reshape(F.Dropout(one, p=0.5) != 1, shape=(-1,)) * rate
+        seeds = F.broadcast_lesser(F.random.uniform_like(around), F.reshape(rate, (1, 1, 1, 1)))
+        # Centres in each window are counted by a convolution, five times as fast as max pooling.
+        count = F.Convolution(F.reshape(seeds, shape=(-1, 1, 0, 0)),
+                              F.broadcast_axis(one, axis=(2, 3), size=(side, side)),
+                              kernel=(side, side), pad=(pad, pad), num_filter=1, no_bias=True)
+        return F.reshape_like(count, like) == 0
 
-    @staticmethod
-    def _training(F, like):
-        """Returns (1, 1, 1, 1): 1 while training, 0 otherwise, decided when the graph runs.
 
-        Dropout turns a one into 0 or 2 in training and leaves it alone in inference.
-        """
-        one = F.ones_like(F.slice(like, begin=(0, 0, 0, 0), end=(1, 1, 1, 1)))
-        return F.Dropout(one, p=0.5) != 1
+def _first(F, x, axes):
+    """Keeps the first entry along each axis; `F.slice` crashes on oneDNN's blocked layouts."""
+    for axis in axes:
+        x = F.slice_axis(x, axis=axis, begin=0, end=1)
+    return x
 
 
 def set_drop_prob(net, p):
@@ -91,3 +105,18 @@ def set_drop_prob(net, p):
             block._clear_cached_op()
 
     net.apply(update)
+
+
+@contextlib.contextmanager
+def without_dropblock(net):
+    """Traces and computes `net` as if it had no DropBlock while the context lasts."""
+    blocks = []
+    net.apply(lambda block: blocks.append(block) if isinstance(block, DropBlock) else None)
+    saved = [block._p for block in blocks]
+    for block in blocks:
+        block._p = 0.0
+    try:
+        yield
+    finally:
+        for block, p in zip(blocks, saved):
+            block._p = p

@@ -8,6 +8,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.models.graphs import TwoGraphs
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.models.split_attention import SplitAttention
 
@@ -76,14 +77,16 @@ class Bottleneck(nn.HybridBlock):
       transform: builds the block in the middle, norm and ReLU included, from `(strides=...)`;
         None is a plain grouped 3x3 convolution.
       strides, dilation: of the middle.
+      first_strides: of the first 1x1 convolution.
       pool: "before" or "after" the middle, see `Architecture`; None lets the middle stride.
+      gate: block that weights the result before it is added, or None.
       shortcut: block on the other branch, or None for the identity.
       dropblock: probability, or None for no DropBlock.
     """
 
     def __init__(self, width, channels, *, in_channels, norm, transform=None, cardinality=1,
-                 strides=1, dilation=1, pool=None, shortcut=None, zero_last_gamma=False,
-                 dropblock=None):
+                 strides=1, dilation=1, first_strides=1, pool=None, gate=None, shortcut=None,
+                 zero_last_gamma=False, dropblock=None):
         super().__init__()
 
         def drop():
@@ -91,7 +94,7 @@ class Bottleneck(nn.HybridBlock):
 
         middle_strides = 1 if pool else strides
         self._pool_before = pool == "before"
-        self.conv1 = nn.Conv2D(width, 1, use_bias=False, in_channels=in_channels)
+        self.conv1 = nn.Conv2D(width, 1, first_strides, use_bias=False, in_channels=in_channels)
         self.bn1 = norm(in_channels=width)
         self.dropblock1 = drop()
         self.relu1 = nn.Activation("relu")
@@ -109,20 +112,21 @@ class Bottleneck(nn.HybridBlock):
         self.conv3 = nn.Conv2D(channels, 1, use_bias=False, in_channels=width)
         self.bn3 = norm(in_channels=channels,
                         gamma_initializer="zeros" if zero_last_gamma else "ones")
+        self.gate = gate
         self.dropblock3 = drop()
         self.relu3 = nn.Activation("relu")
         self.downsample = shortcut
 
     def hybrid_forward(self, F, x):
-        residual = _chain(x, self.conv1, self.bn1, self.dropblock1, self.relu1,
-                          self.pool if self._pool_before else None,
-                          self.conv2, self.bn2, self.dropblock2, self.relu2,
-                          None if self._pool_before else self.pool,
-                          self.conv3, self.bn3, self.dropblock3)
-        return self.relu3(residual + _chain(x, self.downsample))
+        residual = chain(x, self.conv1, self.bn1, self.dropblock1, self.relu1,
+                         self.pool if self._pool_before else None,
+                         self.conv2, self.bn2, self.dropblock2, self.relu2,
+                         None if self._pool_before else self.pool,
+                         self.conv3, self.bn3, self.gate, self.dropblock3)
+        return self.relu3(residual + chain(x, self.downsample))
 
 
-def _chain(x, *layers):
+def chain(x, *layers):
     """Applies the layers that are there, in order."""
     for layer in layers:
         if layer is not None:
@@ -130,7 +134,39 @@ def _chain(x, *layers):
     return x
 
 
-class ResNeSt(nn.HybridBlock):
+class Backbone(TwoGraphs):
+    """What classifiers of four stages have in common; a subclass builds the children.
+
+    Its children are conv1, bn1, relu, maxpool (the stem), layer1 to layer4, and avgpool, flat,
+    drop, fc; maxpool and drop may be None.
+
+    Attributes:
+      feature_channels, feature_strides: of the four maps that `features` returns.
+    """
+
+    def features(self, x):
+        """Returns (c2, c3, c4, c5), the outputs of the four stages.
+
+        Their channels are `feature_channels`; the map of stride s has ceil(H/s) by ceil(W/s)
+        pixels.
+        """
+        c2 = self.layer1(chain(x, self.conv1, self.bn1, self.relu, self.maxpool))
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c2, c3, c4, self.layer4(c4)
+
+    def hybrid_forward(self, F, x):
+        return chain(self.features(x)[-1], self.avgpool, self.flat, self.drop, self.fc)
+
+    def reset_classifier(self, classes):
+        """Replaces the classifier by a fresh one, initialised if the old one was."""
+        old = self.fc
+        self.fc = nn.Dense(classes, in_units=old.weight.shape[1], prefix=old.prefix)
+        if old.weight._data is not None:
+            self.fc.initialize(KAIMING, ctx=old.weight.list_ctx())
+
+
+class ResNeSt(Backbone):
     """Split-attention network: images (N, in_channels, H, W) to logits (N, classes).
 
     Names of children are those of the published parameter files, and the order in which blocks
@@ -170,30 +206,8 @@ class ResNeSt(nn.HybridBlock):
             self.drop = nn.Dropout(final_drop) if final_drop else None
             self.fc = nn.Dense(classes, in_units=self.feature_channels[-1])
 
-    def features(self, x):
-        """Returns (c2, c3, c4, c5), the outputs of the four stages.
 
-        Their channels are `feature_channels`; the map of stride s has ceil(H/s) by ceil(W/s)
-        pixels.
-        """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        c2 = self.layer1(x)
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        return c2, c3, c4, self.layer4(c4)
-
-    def hybrid_forward(self, F, x):
-        return _chain(self.features(x)[-1], self.avgpool, self.flat, self.drop, self.fc)
-
-    def reset_classifier(self, classes):
-        """Replaces the classifier by a fresh one, initialised if the old one was."""
-        old = self.fc
-        self.fc = nn.Dense(classes, in_units=self.feature_channels[-1], prefix=old.prefix)
-        if old.weight._data is not None:
-            self.fc.initialize(KAIMING, ctx=old.weight.list_ctx())
-
-
-class FeatureExtractor(nn.HybridBlock):
+class FeatureExtractor(TwoGraphs):
     """A backbone without its classifier: image to the chosen maps of `features`.
 
     Args:
