@@ -9,14 +9,14 @@ from pathlib import Path
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
-def launch(workers, script, folder, *, timeout=60):
+def launch(workers, script, folder, *, timeout=180):
     """Runs `script folder` in `workers` processes; worker k writes `folder/k.json`.
 
     Returns:
       (exit code, output of all, [each worker's JSON, or None]).
     """
     command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(workers),
-               "-H", f"localhost:{workers}", sys.executable, str(script), str(folder)]
+               "-H", f"localhost:{workers}", "--start-timeout", "120", sys.executable, str(script), str(folder)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
     with open(Path(folder) / "output", "w+") as output:
         job = subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT,

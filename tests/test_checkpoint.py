@@ -1,0 +1,351 @@
+"""Laws of checkpoints: whole or absent, whatever happens, and nothing but what was written."""
+import dataclasses
+import errno
+import json
+import logging
+import os
+import pickle
+import shutil
+import stat
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import gluon, nd
+
+from gluon_resnest.engine import checkpoint as module
+from gluon_resnest.engine.checkpoint import Checkpoint, Checkpoints, State, load, read, snapshot
+from gluon_resnest.engine.comm import Comm
+from gluon_resnest.engine.optim import Update, optimizer
+from gluon_resnest.errors import UserError
+
+NAMES = ["manifest.json", "model.params", "optimizer.params", "state.json"]
+
+
+def example(step, best_step=None, seed=0):
+    rng = np.random.RandomState(1000 * seed + step)
+    return Checkpoint(
+        State(step=step, seed=3, workers=2, steps_per_epoch=10, best=0.5, best_step=best_step,
+              metrics={"top1": 0.5, "images": 7}, seconds=1.5),
+        {"a.weight": rng.standard_normal((3, 1, 2)).astype("float32"),
+         "a.count": rng.randint(0, 9, 4), "half": rng.standard_normal(5).astype("float16")},
+        {"a.weight:0": rng.standard_normal((3, 1, 2)).astype("float32")},
+        {"optimizer": "nag", "num_update": step, "counts": {"a.weight": step}})
+
+
+def assert_same(left, right):
+    assert left.state == right.state and left.numbers == right.numbers
+    for ours, theirs in ((left.model, right.model), (left.arrays, right.arrays)):
+        assert list(ours) == list(theirs)
+        for name, array in ours.items():
+            assert array.dtype == theirs[name].dtype
+            np.testing.assert_array_equal(array, theirs[name])
+
+
+def test_read_inverts_store(tmp_path):
+    path = Checkpoints(tmp_path / "new" / "folder").store(example(12))
+    assert path.name == "step-00000012" and sorted(os.listdir(path)) == NAMES
+    assert_same(read(path), example(12))
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_checkpoint_without_arrays_is_one(tmp_path):
+    bare = dataclasses.replace(example(1), arrays={})
+    assert_same(read(Checkpoints(tmp_path).store(bare)), bare)
+
+
+def test_files_equal_mxnets_own(tmp_path):
+    """The written list format is that of mx.nd.save, byte for byte."""
+    path = Checkpoints(tmp_path).store(example(1))
+    mx.nd.save(str(tmp_path / "theirs"), {name: nd.array(array, dtype=array.dtype)
+                                          for name, array in example(1).model.items()})
+    assert (path / "model.params").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def net_of(units=3, prefix="net_"):
+    net = gluon.nn.HybridSequential(prefix=prefix)
+    with net.name_scope():
+        net.add(gluon.nn.Dense(units, in_units=2), gluon.nn.BatchNorm(in_channels=units))
+    net.initialize(mx.init.Normal(1))
+    return net
+
+
+def update_of(net):
+    return Update(Comm().trainer(net.collect_params(), optimizer("nag", wd=0)), net)
+
+
+def stepped(net, update):
+    with mx.autograd.record():
+        loss = (net(nd.array([[1, 2], [3, 5], [0, 1]])) ** 2).mean()
+    update.step(loss, 0.1)
+
+
+def test_gluon_loads_the_model_file(tmp_path):
+    net, other = net_of(), net_of(prefix="other_")
+    path = Checkpoints(tmp_path).save(net, update_of(net), State(step=1))
+    other.load_parameters(str(path / "model.params"))
+    x = nd.ones((2, 2))
+    np.testing.assert_array_equal(net(x).asnumpy(), other(x).asnumpy())
+
+
+def test_restore_inverts_save(tmp_path):
+    net, checkpoints = net_of(), Checkpoints(tmp_path)
+    update = update_of(net)
+    stepped(net, update)
+    checkpoints.save(net, update, example(4).state)
+    other = net_of(prefix="other_")
+    again = update_of(other)
+    assert checkpoints.restore(other, again, Comm()) == example(4).state
+    assert_same(snapshot(other, again, State()), snapshot(net, update, State()))
+
+
+def test_restore_fills_a_network_that_has_seen_no_input(tmp_path):
+    net = net_of()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(net, update_of(net), State(step=1))
+    other = gluon.nn.HybridSequential()
+    other.add(gluon.nn.Dense(3), gluon.nn.BatchNorm())
+    other.initialize()
+    checkpoints.restore(other, update_of(other), Comm())
+    np.testing.assert_array_equal(other(nd.ones((1, 2))).asnumpy(), net(nd.ones((1, 2))).asnumpy())
+
+
+def test_restore_of_nothing_is_a_fresh_state(tmp_path):
+    net = net_of()
+    assert Checkpoints(tmp_path / "none").restore(net, update_of(net), Comm()) == State()
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(10, 60, 10):
+        checkpoints.store(example(step, best_step=min(step, 20)))
+    assert checkpoints.steps() == [20, 40, 50]
+    assert_same(checkpoints.latest(), example(50, best_step=20))
+    assert_same(checkpoints.best(), example(20, best_step=20))
+    checkpoints.store(example(60, best_step=60))
+    assert checkpoints.steps() == [50, 60]
+    assert_same(checkpoints.best(), checkpoints.latest())
+
+
+def test_there_may_be_no_best(tmp_path):
+    assert Checkpoints(tmp_path).best() is None
+    Checkpoints(tmp_path).store(example(1))
+    assert Checkpoints(tmp_path).best() is None
+
+
+def test_saving_again_at_the_same_step_replaces(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.store(example(5))
+    checkpoints.store(example(5, seed=1))
+    assert_same(checkpoints.latest(), example(5, seed=1))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", [truncate, flip, os.remove, lambda path: path.write_text("")],
+                         ids=["truncated", "flipped", "absent", "empty"])
+def test_the_newest_whole_one_is_taken(name, damage, tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.store(example(10))
+    damage(checkpoints.store(example(20)) / name)
+    found = checkpoints.latest()
+    if found.state.step == 20:          # a bit of the manifest's white space
+        assert_same(found, example(20))
+        return
+    assert_same(found, example(10))
+    assert len(caplog.records) == 1
+    assert "step-00000020 is damaged (" in caplog.text and "before it is taken" in caplog.text
+    checkpoints.store(example(20))
+    assert_same(checkpoints.latest(), example(20))
+
+
+def test_starting_anew_over_damaged_checkpoints_must_be_a_decision(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        truncate(checkpoints.store(example(step)) / "model.params")
+    with pytest.raises(UserError, match="none of the 2 checkpoints in .* is whole; move them away"):
+        checkpoints.latest()
+
+
+class Payload:
+    """Unpickling it leaves a file behind."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("content", [
+    pickle.dumps(Payload()), b"\x80", b"[" * 100000, b'{"format": 1}', b'{"format": 2}', b"null",
+    json.dumps({"format": 1, "state": dict(vars(State()), step="7"), "update": {}}).encode(),
+    json.dumps({"format": 1, "state": dict(vars(State()), step=-7), "update": {}}).encode(),
+], ids=["pickle", "bytes", "nested", "short", "format", "null", "text", "negative"])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "model.params"])
+def test_hostile_files_execute_nothing_and_are_refused(name, content, tmp_path, monkeypatch):
+    """Also with a manifest that vouches for them."""
+    monkeypatch.chdir(tmp_path)
+    path = Checkpoints(tmp_path / "checkpoints").store(example(3))
+    (path / name).write_bytes(content)
+    if name != "manifest.json":
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"][name] = module._write_file(tmp_path / "copy", [content])
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"step-00000003 is damaged \(.+\)"):
+        read(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def boundaries():
+    """The calls between which a kill can leave different things on the disk."""
+    return [(os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "rmdir"), (os, "unlink")]
+
+
+def killed_at(moment, action):
+    """Runs `action` in a child that dies, without any clean-up, before its n-th change of the disk.
+
+    Returns:
+      Whether it was killed (False: it was done before).
+    """
+    child = os.fork()
+    if child == 0:
+        left = [moment]
+
+        def mortal(function):
+            def call(*args, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+                return function(*args, **kwargs)
+            return call
+        for owner, name in boundaries():
+            setattr(owner, name, mortal(getattr(owner, name)))
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 9
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    """The save of step 40 writes, renames and removes step 20; each of its moments is tried."""
+    moments = 0
+    while True:
+        checkpoints = Checkpoints(tmp_path / str(moments), keep=2)
+        for step in (10, 20, 30):
+            checkpoints.store(example(step, best_step=10))
+        if not killed_at(moments, lambda: checkpoints.store(example(40, best_step=10))):
+            break
+        found = checkpoints.latest()
+        assert found.state.step in (30, 40)
+        assert_same(found, example(found.state.step, best_step=10))
+        assert_same(checkpoints.best(), example(10, best_step=10))
+        checkpoints.store(example(40, best_step=10))
+        assert sorted(os.listdir(checkpoints.directory)) == \
+            ["step-00000010", "step-00000030", "step-00000040"]
+        moments += 1
+    assert moments >= 15
+
+
+@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_a_full_disk_loses_nothing(call, moment, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.store(example(10))
+    left = [moment]
+
+    def full(function):
+        def failing(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return function(*args, **kwargs)
+        return failing
+
+    owner, name = (module, "_write_file") if call == "write" else (os, call)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full(getattr(owner, name)))
+        try:
+            checkpoints.store(example(20))
+        except UserError as error:
+            assert str(error).startswith(f"cannot save step-00000020 in {tmp_path}: No space left "
+                                         "on device; what was saved before is whole")
+        else:
+            assert left[0] >= 0         # that call does not happen so often
+    assert_same(checkpoints.latest(), example(checkpoints.latest().state.step))
+    assert not list(tmp_path.glob("unfinished-*"))
+
+
+def test_a_really_full_file_is_noticed(tmp_path):
+    """MXNet's own writer loses the last bytes of a full disk without a word."""
+    with pytest.raises(OSError, match="No space left on device"):
+        module._write_file(module.Path("/dev/full"), [b"a few bytes"])
+
+
+def test_an_unwritable_directory_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot save step-00000001 in .*: Not a directory; what"):
+        Checkpoints(tmp_path / "file" / "checkpoints").store(example(1))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_directory_is_a_sentence(tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(UserError, match="Permission denied; .* give a writable --workdir"):
+        Checkpoints(tmp_path).store(example(1))
+
+
+def test_a_foreign_network_is_a_sentence_and_stays_as_it_was(tmp_path):
+    net = net_of()
+    arrays = snapshot(net, update_of(net), State()).model
+    other = net_of(units=4)
+    before = other[0].weight.data().asnumpy()
+    arrays["2.weight"] = arrays.pop("1.gamma")
+    with pytest.raises(UserError, match=r"FILE does not fit this network \(missing: 1.gamma; "
+                       r"unexpected: 2.weight; of another shape: 0.weight float32\(3, 2\) instead "
+                       r"of float32\(4, 2\), .*\); use the network it was made with"):
+        load(other, arrays, source="FILE")
+    np.testing.assert_array_equal(other[0].weight.data().asnumpy(), before)
+
+
+def test_another_type_does_not_fit():
+    net = net_of()
+    arrays = snapshot(net, update_of(net), State()).model
+    arrays["0.weight"] = arrays["0.weight"].astype("float64")
+    with pytest.raises(UserError, match="0.weight float64"):
+        load(net, arrays, source="FILE")
+
+
+def test_long_lists_of_names_are_cut(tmp_path):
+    with pytest.raises(UserError, match="unexpected: x0, x1, x2, x3, x4, ...[;)]"):
+        load(net_of(), {f"x{k}": np.ones(1) for k in range(9)}, source="FILE")
+
+
+def test_at_least_one_is_kept(tmp_path):
+    with pytest.raises(UserError, match="at least 1 checkpoint must be kept, got 0"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def test_other_names_in_the_directory_are_left_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for name in ("step-12", "notes.txt", "step-00000001.bak"):
+        (tmp_path / name).mkdir()
+    checkpoints.store(example(1))
+    checkpoints.store(example(2))
+    assert checkpoints.steps() == [2]
+    assert (tmp_path / "notes.txt").exists() and (tmp_path / "step-12").exists()
+
+
+def test_a_moved_run_directory_goes_on(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    Checkpoints(tmp_path / "here").store(example(3))
+    shutil.move(str(tmp_path / "here"), str(tmp_path / "there"))
+    assert_same(Checkpoints(tmp_path / "there").latest(), example(3))
+    assert not caplog.records
