@@ -4,16 +4,21 @@ Sources: paper tables 1 to 3; the authors' README and ablation.md; GluonCV's Res
 Parameter counts and MACs are measured on these very definitions (tests/test_zoo.py).
 """
 import fnmatch
+import functools
 import re
-from dataclasses import dataclass
-from typing import Optional, Tuple
+from dataclasses import dataclass, replace
+from typing import Optional, Tuple, Union
 
 import mxnet as mx
 
 from gluon_resnest.errors import UserError, nearest
 from gluon_resnest.interop.weights import load_parameters
+from gluon_resnest.models.baselines import (ResNet, ResNetArchitecture, SelectiveKernel,
+                                            SqueezeExcitation)
+from gluon_resnest.models.efficientnet import EfficientNet, EfficientNetArchitecture
 from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
+from gluon_resnest.models.split_attention import SplitAttention
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Variant:
       weights: what was published for it, if anything was.
     """
 
-    arch: Architecture
+    arch: Union[Architecture, ResNetArchitecture, EfficientNetArchitecture]
     params: Optional[int] = None
     gmacs: Optional[float] = None
     weights: Optional[Weights] = None
@@ -82,6 +87,15 @@ def _report(depth, radix, cardinality, width):
     return Architecture(DEPTHS[depth], radix=radix, cardinality=cardinality,
                         bottleneck_width=width, pool="before", pool_first=True)
 
+
+def _resnet(depth, **changes):
+    """The original form (He et al. 2016), its 3x3 striding."""
+    return ResNetArchitecture(DEPTHS[depth], **changes)
+
+
+# The paper's SENet and SKNet rows have the GFLOPs of the ResNeXt they are built on.
+_RESNEXT = dict(cardinality=32, bottleneck_width=4)
+_ONE_SPLIT = functools.partial(SplitAttention, radix=1)
 
 VARIANTS = {
     "resnest14": Variant(_plain(14, dropblock=0.0), 10611688, 2.75, Weights(
@@ -123,7 +137,36 @@ VARIANTS = {
     "resnest14_1s1x40d": Variant(_report(14, 1, 1, 40)),
     "resnest14_1s2x64d": Variant(_report(14, 1, 2, 64)),
     "resnest14_2s1x64d": Variant(_report(14, 2, 1, 64)),
+    "resnet14_0s1x64d": Variant(_resnet(14)),
+    "resnet14_1s1x64d": Variant(_resnet(14, transform=_ONE_SPLIT)),
+
+    # What tables 2 to 4 compare with; the form of detection's backbones strides in the 1x1.
+    "resnet18": Variant(ResNetArchitecture((2, 2, 2, 2), basic=True)),
+    "resnet50": Variant(_resnet(50)),
+    "resnet101": Variant(_resnet(101)),
+    "resnet50_msra": Variant(_resnet(50, early_stride=True)),
+    "resnet101_msra": Variant(_resnet(101, early_stride=True)),
+    "resnet50d": Variant(replace(_fast(50, 0, 1, 64), dropblock=0.0)),
+    "resnet101d": Variant(replace(_fast(101, 0, 1, 64), dropblock=0.0)),
+    "resnext50_32x4d": Variant(_resnet(50, **_RESNEXT)),
+    "resnext101_32x4d": Variant(_resnet(101, **_RESNEXT)),
+    "senet50": Variant(_resnet(50, gate=SqueezeExcitation, **_RESNEXT)),
+    "senet101": Variant(_resnet(101, gate=SqueezeExcitation, **_RESNEXT)),
+    "sknet50": Variant(_resnet(50, transform=SelectiveKernel, **_RESNEXT)),
+    "sknet101": Variant(_resnet(101, transform=SelectiveKernel, **_RESNEXT)),
+    "efficientnet_b0": Variant(EfficientNetArchitecture(1.0, 1.0, 224, 0.2)),
+    "efficientnet_b1": Variant(EfficientNetArchitecture(1.0, 1.1, 240, 0.2)),
+    "efficientnet_b2": Variant(EfficientNetArchitecture(1.1, 1.2, 260, 0.3)),
+    "efficientnet_b3": Variant(EfficientNetArchitecture(1.2, 1.4, 300, 0.3)),
+    "efficientnet_b4": Variant(EfficientNetArchitecture(1.4, 1.8, 380, 0.4)),
+    "efficientnet_b5": Variant(EfficientNetArchitecture(1.6, 2.2, 456, 0.4)),
+    "efficientnet_b6": Variant(EfficientNetArchitecture(1.8, 2.6, 528, 0.5)),
+    "efficientnet_b7": Variant(EfficientNetArchitecture(2.0, 3.1, 600, 0.5)),
 }
+
+# Architecture -> its network, and the prefix of its parameters' names.
+_NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "resnet_"),
+             EfficientNetArchitecture: (EfficientNet, "efficientnet_")}
 
 # For tests and dry runs: every part of the network in a hundredth of its size.
 _HIDDEN = {"resnest_tiny": Variant(Architecture((1, 1, 1, 1), stem_width=8,
@@ -190,11 +233,12 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
         raise UserError(f"dilated=True means output_stride=8, got output_stride={output_stride!r}; "
                         "give one of the two")
     entry = variant(name)
-    net = ResNeSt(entry.arch, classes=classes, in_channels=in_channels,
-                  output_stride=8 if dilated else output_stride or 32,
-                  norm=norm_constructor(norm_layer, norm_kwargs), zero_last_gamma=last_gamma,
-                  dropblock=dropblock, final_drop=final_drop,
-                  prefix="resnetv1f_" if "_fast_" in name else "resnest_")
+    build, prefix = _NETWORKS[type(entry.arch)]
+    net = build(entry.arch, classes=classes, in_channels=in_channels,
+                output_stride=8 if dilated else output_stride or 32,
+                norm=norm_constructor(norm_layer, norm_kwargs), zero_last_gamma=last_gamma,
+                dropblock=dropblock, final_drop=final_drop,
+                prefix="resnetv1f_" if "_fast_" in name else prefix)
     if pretrained:
         _load(net, name, entry.weights, pretrained, root, ctx)
     return FeatureExtractor(net, out_indices) if features_only else net
