@@ -249,7 +249,7 @@ def _report(path, recipe, task, metrics, seconds, images_per_second):
                           images_per_second=images_per_second, main_metric=task.main_metric)
     print(task.describe(metrics))
     if recipe.expected is not None:
-        print(f"published {recipe.expected:g}, tolerance {recipe.tolerance:g}: "
+        print(f"expected {recipe.expected:g}, tolerance {recipe.tolerance:g}: "
               f"{result['verdict']}")
     if path is not None:
         print(f"wrote {path}")

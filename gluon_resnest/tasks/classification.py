@@ -240,8 +240,4 @@ def open_images(path, flag, transform, classes, class_names=None):
                         "or use --data synthetic")
     if not Path(path).is_dir():
         return RecordDataset(path, transform, classes=classes)
-    dataset = FolderDataset(path, transform, class_names)
-    if len(dataset.class_names) > classes:
-        raise UserError(f"{flag}: {path} has {len(dataset.class_names)} class folders and the "
-                        f"network {classes} classes; give --classes {len(dataset.class_names)}")
-    return dataset
+    return FolderDataset(path, transform, classes=classes, class_names=class_names)

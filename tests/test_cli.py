@@ -1,0 +1,262 @@
+"""The command line of the recipes: what a user may do wrong, and a whole tiny run."""
+import argparse
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from gluon_resnest import cli
+from gluon_resnest.data.recordio import RecordWriter
+from gluon_resnest.engine.comm import Comm
+from gluon_resnest.errors import UserError
+from gluon_resnest.tasks.classification import Classification
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_recipe(name):
+    """Imports a file of recipes/ under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / f"recipes/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECIPES = load_recipe("imagenet").RECIPES
+TINY = ["--network", "resnest_tiny", "--classes", "3", "--crop-px", "32", "--eval-px", "32",
+        "--batch", "4", "--epochs", "2", "--warmup-epochs", "0", "--lr", "0.05",
+        "--auto-augment", "none", "--eval-every", "1", "--data-workers", "0", "--log-every", "1",
+        "--expect-top1", "none"]
+
+
+def jpeg(label, number, size=(40, 52)):
+    image = np.random.RandomState(number).randint(0, 60, size + (3,), np.uint8)
+    image[..., label] += 150
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+@pytest.fixture
+def rec(tmp_path):
+    """A record file of ten images in three classes."""
+    path = tmp_path / "some.rec"
+    with RecordWriter(path) as writer:
+        for number in range(10):
+            writer.write(number % 3, jpeg(number % 3, number))
+    return path
+
+
+def run(capsys, *words):
+    """Runs the command line in this process; returns (exit code, stdout, stderr)."""
+    code = 0
+    try:
+        cli.main(RECIPES, Classification, [str(word) for word in words])
+    except SystemExit as exit:
+        code = exit.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def assert_one_sentence(outcome, *parts):
+    code, _, err = outcome
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and "Traceback" not in err, err
+    for part in parts:
+        assert part in errors[0]
+
+
+def test_a_run_trains_evaluates_and_leaves_a_whole_directory(capsys, tmp_path, rec):
+    code, out, err = run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
+                         tmp_path / "run")
+    assert code == 0, err
+    assert "of 10)" in out
+    for name in ("config.json", "log.jsonl", "result.json", "curves.png", "checkpoints"):
+        assert (tmp_path / "run" / name).exists(), name
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["measured"]["images"] == 10 and result["verdict"] == "no target"
+    assert {"commit", "seconds", "images_per_second", "machine"} <= set(result)
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "training"] == [1, 2, 3, 4, 5, 6]
+
+    code, out, _ = run(capsys, *TINY, "--rec-val", rec, "--workdir", tmp_path / "run",
+                       "--eval-only")
+    assert code == 0 and "of 10)" in out
+    evaluated = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert evaluated["measured"]["images"] == 10
+
+
+def test_a_finished_run_is_not_trained_again(capsys, tmp_path, rec):
+    words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
+    run(capsys, *words)
+    first = (tmp_path / "run/checkpoints/step-00000006/manifest.json").read_bytes()
+    code, out, _ = run(capsys, *words)
+    assert code == 0 and "of 10)" in out
+    assert (tmp_path / "run/checkpoints/step-00000006/manifest.json").read_bytes() == first
+
+
+def test_evaluation_of_a_parameter_file_equals_that_of_its_run(capsys, tmp_path, rec):
+    run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run")
+    best = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1] / "model.params"
+    code, out, _ = run(capsys, *TINY, "--rec-val", rec, "--eval-only", "--weights", best,
+                       "--workdir", tmp_path / "other")
+    assert code == 0
+    ours = json.loads((tmp_path / "other/result.json").read_text())["measured"]
+    assert ours == json.loads((tmp_path / "run/result.json").read_text())["measured"]
+
+
+def test_config_json_starts_the_same_run(capsys, tmp_path, rec):
+    run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    kind = type(RECIPES["resnest50"])
+    again = kind.from_json(config["recipe"])
+    recipe, _ = cli.parse(RECIPES, Classification, TINY)
+    assert again == recipe
+    assert config["data"]["rec_train"] == str(rec)
+
+
+def test_unknown_model_names_the_nearest(capsys):
+    assert_one_sentence(run(capsys, "--model", "resnset50", "--workdir", "x"), "'resnest50'")
+
+
+def test_unknown_network_names_the_nearest(capsys, tmp_path, rec):
+    assert_one_sentence(run(capsys, *TINY, "--network", "resnest51", "--rec-train", rec,
+                            "--rec-val", rec, "--workdir", tmp_path / "run"), "'resnest50'")
+
+
+def test_wrong_value_names_field_and_value(capsys):
+    assert_one_sentence(run(capsys, "--epochs", "many"), "epochs must be int, got 'many'")
+
+
+def test_missing_workdir(capsys, rec):
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec), "--workdir DIR")
+
+
+def test_missing_training_set(capsys, tmp_path, rec):
+    assert_one_sentence(run(capsys, *TINY, "--rec-val", rec, "--workdir", tmp_path / "run"),
+                        "--rec-train PATH is missing")
+
+
+def test_missing_evaluation_set(capsys, tmp_path, rec):
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", tmp_path / "val.rec",
+                            "--workdir", tmp_path / "run"), "val.rec")
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--workdir", tmp_path / "new"),
+                        "--rec-val PATH is missing")
+
+
+def test_empty_folder(capsys, tmp_path, rec):
+    (tmp_path / "empty").mkdir()
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", tmp_path / "empty", "--rec-val", rec,
+                            "--workdir", tmp_path / "run"), "folder")
+
+
+def test_more_class_folders_than_classes(capsys, tmp_path, rec):
+    for name in "abcd":
+        (tmp_path / "many" / name).mkdir(parents=True)
+        (tmp_path / "many" / name / "1.jpg").write_bytes(jpeg(0, 1))
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", tmp_path / "many",
+                            "--workdir", tmp_path / "run"), "expected at most 3 classes", "got 4")
+
+
+def test_label_out_of_range(capsys, tmp_path, rec):
+    path = tmp_path / "labels.rec"
+    with RecordWriter(path) as writer:
+        writer.write(7, jpeg(0, 0))
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", path, "--rec-val", rec, "--workdir",
+                            tmp_path / "run"), "label 7", "0 to 2")
+
+
+def test_corrupt_jpeg(capsys, tmp_path, rec):
+    path = tmp_path / "corrupt.rec"
+    with RecordWriter(path) as writer:
+        writer.write(0, b"no picture at all")
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", path, "--workdir",
+                            tmp_path / "run"), "corrupt.rec")
+
+
+def test_truncated_records(capsys, tmp_path, rec):
+    data = rec.read_bytes()
+    rec.write_bytes(data[:len(data) // 2 & ~3])
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
+                            tmp_path / "run"), "some.")
+
+
+def test_index_of_another_file(capsys, tmp_path, rec):
+    index = rec.with_suffix(".idx")
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join(lines[:3]) + "\n")
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
+                            tmp_path / "run"), "some.")
+
+
+def test_workdir_that_cannot_be_written(capsys, tmp_path, rec):
+    (tmp_path / "file").write_text("in the way")
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
+                            tmp_path / "file" / "run"), "cannot be written")
+
+
+def test_workdir_of_another_recipe(capsys, tmp_path, rec):
+    words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
+    run(capsys, *words, "--epochs", "1")
+    assert_one_sentence(run(capsys, *words), "epochs: 1 there, 2 now")
+
+
+def test_workdir_with_a_foreign_config(capsys, tmp_path, rec):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("[1, 2")
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
+                            tmp_path / "run"), "not a config.json")
+
+
+def test_resume_never_refuses_checkpoints(capsys, tmp_path, rec):
+    words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
+    run(capsys, *words)
+    assert_one_sentence(run(capsys, *words, "--resume", "never"), "--resume auto")
+
+
+def test_nothing_to_evaluate(capsys, tmp_path, rec):
+    assert_one_sentence(run(capsys, *TINY, "--eval-only", "--rec-val", rec), "nothing to evaluate")
+
+
+def test_batch_must_be_divisible_by_the_workers(tmp_path, rec):
+    class Three(Comm):
+        size = 3
+
+    words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
+    recipe, flags = cli.parse(RECIPES, Classification, [str(word) for word in words])
+    with pytest.raises(UserError, match=r"batch \(=4\) must be divisible .* 3 or 6"):
+        cli.train(recipe, flags, Classification, Three())
+
+
+def test_diverged_training_names_the_step(capsys, tmp_path, rec):
+    code, _, _ = run(capsys, *TINY, "--lr", "1e30", "--rec-train", rec, "--rec-val", rec,
+                     "--workdir", tmp_path / "run")
+    assert "is not finite at step" in code and "learning rate" in code
+
+
+def test_help_teaches_every_field(capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Trains something.")
+    with pytest.raises(SystemExit) as exit:
+        cli.parse(RECIPES, Classification, ["--help"])
+    out, _ = capsys.readouterr()
+    assert exit.value.code == 0
+    for field in dataclasses.fields(RECIPES["resnest50"]):
+        assert "--" + field.name.replace("_", "-") in out
+
+
+def test_workers_of_one_machine_share_its_cores():
+    environ = {"HOROVOD_LOCAL_SIZE": "10000"}
+    cli.set_engine_environment(environ)
+    assert environ["OMP_NUM_THREADS"] == "1"
+    environ = {"OMP_NUM_THREADS": "7"}
+    cli.set_engine_environment(environ)
+    assert environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_flags_are_a_namespace_without_recipe_fields():
+    recipe, flags = cli.parse(RECIPES, Classification, ["--model", "resnest101", "--batch", "64"])
+    assert isinstance(flags, argparse.Namespace) and not hasattr(flags, "batch")
+    assert recipe.batch == 64 and recipe.eval_px == 256
