@@ -169,20 +169,22 @@ def test_lr_mult_scales_the_step_of_the_named():
                                        rtol=1e-4, atol=1e-7)
 
 
-def test_nag_equals_its_formula():
-    """v = m v + g + wd w;  w = w - lr (g + wd w + m v): the rate is not part of the velocity."""
+def test_nag_equals_what_mxnet_really_computes():
+    """The rate is part of the velocity, whose decay term sees the new weight (decision 0021)."""
     net = gluon.nn.Dense(1, in_units=1, use_bias=False)
     net.initialize(mx.init.Constant(2.0))
     update = update_of(net)
-    weight, velocity = 2.0, 0.0
+    weight, velocity, moved = 2.0, 0.0, []
     for lr in (0.1, 0.05, 0.2, 0.0):
         with autograd.record():
             loss = (net(nd.ones((1, 1))) * 3).mean()
         update.step(loss, lr)
-        gradient = 3 + 0.1 * weight
-        velocity = 0.9 * velocity + gradient
-        weight -= lr * (gradient + 0.9 * velocity)
+        coasting, before = 0.9 * velocity, weight
+        weight += 1.9 * (coasting - lr * (3 + 0.1 * weight)) - coasting
+        velocity = coasting - lr * (3 + 0.1 * weight)
+        moved.append(weight - before)
         assert net.weight.data().asnumpy().item() == pytest.approx(weight, rel=1e-6)
+    assert abs(moved[-1]) > 0.5         # a rate of zero still coasts
 
 
 @pytest.mark.parametrize("name", ["nag", "sgd", "adam"])
