@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from gluon_resnest.data import images
 from gluon_resnest.data.classification import FolderDataset, RecordDataset, list_folder
@@ -100,7 +100,10 @@ def test_orientation_is_ignored():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("left", [0.5, 0.9])
-def test_truncated_images_are_refused(kind, left):
+@pytest.mark.parametrize("tolerated", [False, True])
+def test_truncated_images_are_refused(kind, left, tolerated, monkeypatch):
+    # importing GluonCV makes Pillow tolerate truncated files in the whole process
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerated)
     noise = np.random.RandomState(0).randint(0, 256, (40, 40, 3)).astype(np.uint8)
     data = encoded(noise, kind)
     with pytest.raises(images.BadImage, match="damaged image: .*"):

@@ -3,12 +3,13 @@
 Pillow decodes: measured 1.5 times as fast as OpenCV's wheel on photographs (docs/data.md), equal
 to it bit for bit on RGB JPEGs; and it refuses truncated files, which OpenCV completes with grey.
 """
+import contextlib
 import io
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ..errors import UserError
 
@@ -53,7 +54,7 @@ def decode(data):
     Raises:
       BadImage: if it is no image, damaged or truncated.
     """
-    with _opened(data) as image:
+    with _opened(data) as image, _strict():
         try:
             if image.mode.startswith("I"):                    # convert() would clip, not scale
                 grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
@@ -86,6 +87,17 @@ def load(path):
         return decode(read_file(path))
     except BadImage as error:
         raise UserError(f"{path}: {error}; replace or remove it") from error
+
+
+@contextlib.contextmanager
+def _strict():
+    """Has Pillow refuse truncated files, whatever another library (GluonCV) made it do."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _opened(data):

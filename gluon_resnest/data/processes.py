@@ -1,4 +1,5 @@
 """A bounded, ordered map over worker processes, for packing and checking."""
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -32,8 +33,9 @@ def in_order(function, tasks, processes):
     tasks = iter(tasks)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _prepare) as pool:
         try:
-            waiting = deque(pool.submit(function, task)
-                            for task in itertools.islice(tasks, _AHEAD * processes))
+            with _interrupts_held():                          # the pool starts its processes here
+                waiting = deque(pool.submit(function, task)
+                                for task in itertools.islice(tasks, _AHEAD * processes))
             while waiting:
                 result = waiting.popleft().result()
                 waiting.extend(pool.submit(function, task) for task in itertools.islice(tasks, 1))
@@ -43,9 +45,18 @@ def in_order(function, tasks, processes):
                             "same command again, with fewer --processes") from error
 
 
+@contextlib.contextmanager
+def _interrupts_held():
+    """Lets Ctrl-C wait; processes started inside never see it, not even while they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _prepare():
-    """Leaves Ctrl-C to the parent, and the world when the parent has left it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves the world when the parent has left it."""
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
