@@ -1,8 +1,9 @@
 """One traced graph for training and one for inference (docs/decisions/0002-two-graphs.md)."""
-from mxnet import autograd
+from mxnet import autograd, nd
 from mxnet.gluon import nn
 
 from gluon_resnest.models.dropblock import without_dropblock
+from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 
 
 class TwoGraphs(nn.HybridBlock):
@@ -13,35 +14,39 @@ class TwoGraphs(nn.HybridBlock):
     has no say: the results are the same, the mask is computed.
     """
 
-    _training = False   # whether the graph in `_cached_op` is the one for training
-    _other = None       # the graph of the other mode: (_cached_graph, _cached_op, _cached_op_args)
+    _tracing_training = False
+    _training_graph = ((), None, [])    # _cached_graph, _cached_op, _cached_op_args of training;
+    _inputs = 0                         # those names themselves are about inference
 
     def export(self, path, epoch=0, remove_amp_cast=True):
         """Writes the inference graph and the parameters; see `HybridBlock.export`."""
-        if self._cached_graph:
-            self._turn_to(training=False)
-            if not self._cached_graph:
-                self._build_cache(*self._example)
+        if self._inputs and not self._cached_graph:     # called in training only
+            self._build_cache(*[nd.zeros(1)] * self._inputs)
         super().export(path, epoch, remove_amp_cast)
 
     def _call_cached_op(self, *args):
-        self._turn_to(training=autograd.is_training())
-        self._example = args
-        return super()._call_cached_op(*args)
+        self._inputs = len(args)
+        if not autograd.is_training():
+            return super()._call_cached_op(*args)
+        self._swap()
+        self._tracing_training = True
+        try:
+            return super()._call_cached_op(*args)
+        finally:
+            self._tracing_training = False
+            self._swap()
 
-    def _turn_to(self, training):
-        if training != self._training:
-            other = self._other or ((), None, [])
-            self._other = self._cached_graph, self._cached_op, self._cached_op_args
-            self._cached_graph, self._cached_op, self._cached_op_args = other
-            self._training = training
+    def _swap(self):
+        current = self._cached_graph, self._cached_op, self._cached_op_args
+        self._cached_graph, self._cached_op, self._cached_op_args = self._training_graph
+        self._training_graph = current
 
     def _get_graph(self, *args):
-        if self._training:
+        if self._tracing_training:
             return super()._get_graph(*args)
-        with without_dropblock(self):
+        with without_dropblock(self), plain_batch_norm(self):
             return super()._get_graph(*args)
 
     def _clear_cached_op(self):
         super()._clear_cached_op()
-        self._other, self._training = None, False
+        self._training_graph, self._inputs = ((), None, []), 0

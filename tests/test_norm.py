@@ -1,0 +1,59 @@
+"""Normalisation policies."""
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, nd
+from mxnet.gluon import nn
+
+from gluon_resnest.errors import UserError
+from gluon_resnest.models.norm import norm_layer
+
+
+def test_policies_do_not_change_the_callers_dict():
+    given = {"momentum": 0.5}
+    norm_layer("frozen", given)(in_channels=3, gamma_initializer="zeros")
+    assert given == {"momentum": 0.5}
+
+
+@pytest.mark.parametrize("policy", [None, "batch", nn.BatchNorm])
+def test_batch_policy_is_batch_norm(policy):
+    layer = norm_layer(policy, {"momentum": 0.5})(in_channels=3)
+    assert type(layer) is nn.BatchNorm and layer._kwargs["momentum"] == 0.5
+    assert layer.gamma.grad_req == "write"
+
+
+def test_frozen_policy_is_affine_in_training_and_learns_nothing(hybridize):
+    layer = norm_layer("frozen")(in_channels=2)
+    layer.initialize()
+    layer.running_mean.set_data(nd.array([1.0, -2.0]))
+    layer.running_var.set_data(nd.array([4.0, 0.25]))
+    layer.hybridize(hybridize)
+    x = nd.random.normal(shape=(3, 2, 4, 5))
+    x.attach_grad()
+    with autograd.record():
+        y = layer(x)
+    y.backward()
+    mx.nd.waitall()
+    mean, std = nd.array([1.0, -2.0]).reshape((1, 2, 1, 1)), nd.array([2.0, 0.5])
+    expected = (x - mean) / std.reshape((1, 2, 1, 1))
+    np.testing.assert_allclose(y.asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(x.grad.asnumpy()[:, 0], 0.5, rtol=1e-4)
+    assert layer.running_mean.data().asnumpy().tolist() == [1.0, -2.0]
+    assert layer.gamma.grad_req == layer.beta.grad_req == "null"
+
+
+def test_frozen_layers_keep_the_names_of_batch_norm():
+    with mx.name.Prefix(""):
+        frozen = norm_layer("frozen")(in_channels=1, prefix="bn_")
+    assert list(frozen.collect_params()) == [
+        "bn_gamma", "bn_beta", "bn_running_mean", "bn_running_var"]
+
+
+def test_unknown_policy_names_the_nearest():
+    with pytest.raises(UserError, match="unknown norm policy 'frozn'.*did you mean 'frozen'"):
+        norm_layer("frozn")
+
+
+def test_sync_policy_without_workers_says_what_it_needs():
+    with pytest.raises(UserError, match="norm policy .sync. needs"):
+        norm_layer("sync")
