@@ -211,6 +211,15 @@ def test_timm_dilates_differently_from_the_published_network(tmp_path):
     assert np.abs(ours - GOLDEN["resnest14d-dilated/64x96"]).max() > 0.05 * np.abs(ours).max()
 
 
+def test_dilated_nets_of_gluoncv_compute_the_same(tmp_path):
+    model_zoo = pytest.importorskip("gluoncv.model_zoo", reason="needs gluoncv")
+    net, _ = converted_net(tmp_path, "resnest14", "resnest14d", dilated=True)
+    theirs = model_zoo.resnest14(dilated=True, classes=16)
+    theirs.load_parameters(str(tmp_path / "net.params"))
+    image = mx.nd.array(ruled_image(64, 96))
+    np.testing.assert_allclose(net(image).asnumpy(), theirs(image).asnumpy(), rtol=1e-5, atol=1e-6)
+
+
 # --- the tool ---------------------------------------------------------------------------------
 
 
