@@ -85,6 +85,18 @@ class Comm:
         """Returns whether `flag` is true on at least one worker."""
         return self.total(bool(flag)) > 0
 
+    def sum_later(self, array, name):
+        """Returns the sum of an NDArray over the workers, without waiting for it.
+
+        For the inside of a network. MXNet's engine may start the sums of one worker in another
+        order than those of the next, so they meet by name.
+
+        Args:
+          array: of the same shape and type on all workers; never changed afterwards.
+          name: unique among the sums under way, and equal on all workers.
+        """
+        return array
+
     def barrier(self):
         """Returns when every worker has called it."""
         self.total(0)
@@ -175,6 +187,9 @@ class HorovodComm(Comm):
 
     def gather(self, value):
         return self._hvd.allgather_object(value, name="gather")
+
+    def sum_later(self, array, name):
+        return self._hvd.allreduce(array, op=self._hvd.Sum, name=name)
 
     def on_main(self, action):
         value = error = None

@@ -4,6 +4,7 @@ import functools
 from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.models.sync_batch_norm import SyncBatchNorm
 
 POLICIES = ("batch", "frozen", "sync")
 
@@ -25,14 +26,16 @@ def norm_layer(policy=None, norm_kwargs=None):
     Args:
       policy: "batch" (the default), "frozen", "sync", or any constructor that takes `in_channels`
         and `gamma_initializer`, such as `gluon.nn.BatchNorm`.
-      norm_kwargs: further arguments of the constructor; copied, never changed.
+      norm_kwargs: further arguments of the constructor; copied, never changed. "sync" needs
+        `workers`, the `engine.comm.Comm` of this process.
 
     Returns:
       A callable `(in_channels=C, **more) -> HybridBlock`.
 
     Raises:
-      UserError: if the policy is unknown, or is "sync", which needs the workers' communicator.
+      UserError: if the policy is unknown, or is "sync" and there are no `workers`.
     """
+    norm_kwargs = dict(norm_kwargs or {})
     if callable(policy):
         constructor = policy
     elif policy in (None, "batch"):
@@ -40,10 +43,12 @@ def norm_layer(policy=None, norm_kwargs=None):
     elif policy == "frozen":
         constructor = frozen_batch_norm
     elif policy == "sync":
-        raise UserError("norm policy 'sync' needs the communicator of distributed training, which "
-                        "builds the layer; pass its constructor as norm_layer, or choose 'batch' "
-                        "or 'frozen'")
+        if "workers" not in norm_kwargs:
+            raise UserError("norm policy 'sync' needs the workers whose images it looks at: give "
+                            "norm_kwargs={'workers': engine.comm.connect()}, or choose 'batch' or "
+                            "'frozen'")
+        constructor = SyncBatchNorm
     else:
         raise UserError(f"unknown norm policy {policy!r}, expected one of {', '.join(POLICIES)} "
                         f"or a layer constructor{nearest(policy, POLICIES)}")
-    return functools.partial(constructor, **dict(norm_kwargs or {}))
+    return functools.partial(constructor, **norm_kwargs)
