@@ -102,24 +102,24 @@ VARIANTS = {
         ("7e0b0cae2fd7e9084d1e498b858af1429a6eb1cb",), 224, 75.75, 92.70, _GLUONCV)),
     "resnest26": Variant(_plain(26), 17069448, 3.62, Weights(
         ("364590740605b6a2b95f5bb77436d781a817436f",), 224, 78.68, 94.38, _GLUONCV)),
-    "resnest32": Variant(_report(32, 2, 1, 64)),
+    "resnest32": Variant(_report(32, 2, 1, 64), 18591688, 3.02),
     "resnest50": Variant(_plain(50), 27483240, 5.37, Weights(
         ("bcfefe1dd1dd1ef5cfed5563123c1490ea37b42e",), 224, 81.04, 95.42, _GLUONCV)),
     "resnest101": Variant(_plain(101), 48275016, 10.20, Weights(
         ("5da943b3230f071525a98639945a6b3b3a45ac95",), 256, 82.83, 96.42, _GLUONCV)),
-    "resnest200": Variant(_plain(200), 70201544, 17.4, Weights(
+    "resnest200": Variant(_plain(200), 70201544, 17.41, Weights(
         ("0c5d117df664ace220aa6fc2922c094bb079d381",), 320, 83.86, 96.86, _GLUONCV)),
-    "resnest269": Variant(_plain(269), 110929480, 22.4, Weights(
+    "resnest269": Variant(_plain(269), 110929480, 22.43, Weights(
         ("11ae7f5da2bcdbad05ba7e84f9b74383e717f3e3",), 416, 84.53, 96.98, _GLUONCV)),
 
-    "resnest50_fast_0s1x64d": Variant(_fast(50, 0, 1, 64), None, 4.33),
+    "resnest50_fast_0s1x64d": Variant(_fast(50, 0, 1, 64), 25576264, 4.33),
     "resnest50_fast_1s1x64d": Variant(_fast(50, 1, 1, 64), 26217896, 4.33, Weights(
         ("5e16dbe56f1fba8e1bc2faddd91f874bfbd74193",), 224, 80.35, None, _ABLATION)),
     "resnest50_fast_2s1x64d": Variant(_fast(50, 2, 1, 64), 27483240, 4.33, Weights(
         ("85eb779a5e313d74b5e5390dae02aa8082a0f469",), 224, 80.65, None, _ABLATION)),
     "resnest50_fast_4s1x64d": Variant(_fast(50, 4, 1, 64), 31912712, 4.34, Weights(
         ("3f215532c6d8e07a10df116309993d4479fc3e4b",), 224, 80.90, None, _ABLATION)),
-    "resnest50_fast_1s2x40d": Variant(_fast(50, 1, 2, 40), 25946680, 4.37, Weights(
+    "resnest50_fast_1s2x40d": Variant(_fast(50, 1, 2, 40), 25946680, 4.36, Weights(
         ("af3514c2ec757a3a9666a75b82f142ed47d55bee",), 224, 80.72, None, _ABLATION)),
     "resnest50_fast_2s2x40d": Variant(_fast(50, 2, 2, 40), 26943792, 4.37, Weights(
         ("2db13245aa4967cf5e8617cb4911880dd41628a4", "d4a7f303531a333d8ad5cf6f73cab84d0a2dd752"),
@@ -129,39 +129,39 @@ VARIANTS = {
         224, 81.17, None, _ABLATION)),
     "resnest50_fast_1s4x24d": Variant(_fast(50, 1, 4, 24), 25677000, 4.40, Weights(
         ("7318153ddb5e542a20cc6c58192f3c6209cff9ed",), 224, 80.97, None, _ABLATION)),
-    "resnest101_fast_2s1x64d": Variant(_fast(101, 2, 1, 64), 48170472, 8.05),
+    "resnest101_fast_2s1x64d": Variant(_fast(101, 2, 1, 64), 48170472, 8.04),
 
     # The CIFAR-10 report's table I; its parameter counts are for 10 classes.
-    "resnest14_0s1x64d": Variant(_report(14, 0, 1, 64)),
-    "resnest14_1s1x64d": Variant(_report(14, 1, 1, 64)),
-    "resnest14_1s1x40d": Variant(_report(14, 1, 1, 40)),
-    "resnest14_1s2x64d": Variant(_report(14, 1, 2, 64)),
-    "resnest14_2s1x64d": Variant(_report(14, 2, 1, 64)),
-    "resnet14_0s1x64d": Variant(_resnet(14)),
-    "resnet14_1s1x64d": Variant(_resnet(14, transform=_ONE_SPLIT)),
+    "resnest14_0s1x64d": Variant(_report(14, 0, 1, 64), 10084168, 1.71),
+    "resnest14_1s1x64d": Variant(_report(14, 1, 1, 64), 10262024, 1.71),
+    "resnest14_1s1x40d": Variant(_report(14, 1, 1, 40), 7464296, 1.23),
+    "resnest14_1s2x64d": Variant(_report(14, 1, 2, 64), 15657832, 2.70),
+    "resnest14_2s1x64d": Variant(_report(14, 2, 1, 64), 10611688, 1.71),
+    "resnet14_0s1x64d": Variant(_resnet(14), 10064936, 1.47),
+    "resnet14_1s1x64d": Variant(_resnet(14, transform=_ONE_SPLIT), 10242792, 1.47),
 
     # What tables 2 to 4 compare with; the form of detection's backbones strides in the 1x1.
-    "resnet18": Variant(ResNetArchitecture((2, 2, 2, 2), basic=True)),
-    "resnet50": Variant(_resnet(50)),
-    "resnet101": Variant(_resnet(101)),
-    "resnet50_msra": Variant(_resnet(50, early_stride=True)),
-    "resnet101_msra": Variant(_resnet(101, early_stride=True)),
-    "resnet50d": Variant(replace(_fast(50, 0, 1, 64), dropblock=0.0)),
-    "resnet101d": Variant(replace(_fast(101, 0, 1, 64), dropblock=0.0)),
-    "resnext50_32x4d": Variant(_resnet(50, **_RESNEXT)),
-    "resnext101_32x4d": Variant(_resnet(101, **_RESNEXT)),
-    "senet50": Variant(_resnet(50, gate=SqueezeExcitation, **_RESNEXT)),
-    "senet101": Variant(_resnet(101, gate=SqueezeExcitation, **_RESNEXT)),
-    "sknet50": Variant(_resnet(50, transform=SelectiveKernel, **_RESNEXT)),
-    "sknet101": Variant(_resnet(101, transform=SelectiveKernel, **_RESNEXT)),
-    "efficientnet_b0": Variant(EfficientNetArchitecture(1.0, 1.0, 224, 0.2)),
-    "efficientnet_b1": Variant(EfficientNetArchitecture(1.0, 1.1, 240, 0.2)),
-    "efficientnet_b2": Variant(EfficientNetArchitecture(1.1, 1.2, 260, 0.3)),
-    "efficientnet_b3": Variant(EfficientNetArchitecture(1.2, 1.4, 300, 0.3)),
-    "efficientnet_b4": Variant(EfficientNetArchitecture(1.4, 1.8, 380, 0.4)),
-    "efficientnet_b5": Variant(EfficientNetArchitecture(1.6, 2.2, 456, 0.4)),
-    "efficientnet_b6": Variant(EfficientNetArchitecture(1.8, 2.6, 528, 0.5)),
-    "efficientnet_b7": Variant(EfficientNetArchitecture(2.0, 3.1, 600, 0.5)),
+    "resnet18": Variant(ResNetArchitecture((2, 2, 2, 2), basic=True), 11689512, 1.81),
+    "resnet50": Variant(_resnet(50), 25557032, 4.09),
+    "resnet101": Variant(_resnet(101), 44549160, 7.80),
+    "resnet50_msra": Variant(_resnet(50, early_stride=True), 25557032, 3.86),
+    "resnet101_msra": Variant(_resnet(101, early_stride=True), 44549160, 7.57),
+    "resnet50d": Variant(replace(_fast(50, 0, 1, 64), dropblock=0.0), 25576264, 4.33),
+    "resnet101d": Variant(replace(_fast(101, 0, 1, 64), dropblock=0.0), 44568392, 8.04),
+    "resnext50_32x4d": Variant(_resnet(50, **_RESNEXT), 25028904, 4.23),
+    "resnext101_32x4d": Variant(_resnet(101, **_RESNEXT), 44177704, 7.97),
+    "senet50": Variant(_resnet(50, gate=SqueezeExcitation, **_RESNEXT), 27559896, 4.23),
+    "senet101": Variant(_resnet(101, gate=SqueezeExcitation, **_RESNEXT), 48955416, 7.97),
+    "sknet50": Variant(_resnet(50, transform=SelectiveKernel, **_RESNEXT), 27479784, 4.46),
+    "sknet101": Variant(_resnet(101, transform=SelectiveKernel, **_RESNEXT), 48736040, 8.45),
+    "efficientnet_b0": Variant(EfficientNetArchitecture(1.0, 1.0, 224, 0.2), 5288548, 0.386),
+    "efficientnet_b1": Variant(EfficientNetArchitecture(1.0, 1.1, 240, 0.2), 7794184, 0.570),
+    "efficientnet_b2": Variant(EfficientNetArchitecture(1.1, 1.2, 260, 0.3), 9109994, 0.659),
+    "efficientnet_b3": Variant(EfficientNetArchitecture(1.2, 1.4, 300, 0.3), 12233232, 0.963),
+    "efficientnet_b4": Variant(EfficientNetArchitecture(1.4, 1.8, 380, 0.4), 19341616, 1.50),
+    "efficientnet_b5": Variant(EfficientNetArchitecture(1.6, 2.2, 456, 0.4), 30389784, 2.36),
+    "efficientnet_b6": Variant(EfficientNetArchitecture(1.8, 2.6, 528, 0.5), 43040704, 3.36),
+    "efficientnet_b7": Variant(EfficientNetArchitecture(2.0, 3.1, 600, 0.5), 66347960, 5.17),
 }
 
 # Architecture -> its network, and the prefix of its parameters' names.
