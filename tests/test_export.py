@@ -1,6 +1,7 @@
 """interop.export, deployed and trained: what is exported and loaded again computes the same."""
 import dataclasses
 import json
+import os
 import shutil
 
 import mxnet as mx
@@ -164,6 +165,14 @@ def test_a_failed_comparison_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="reloaded by Module, differ.*nothing was written"):
         export.export_classifier(net, tmp_path / "deploy" / "x", CARD)
     assert list((tmp_path / "deploy").iterdir()) == []
+
+
+def test_fused_rounding_is_a_warning_and_not_a_failure(exported, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(export, "_FUSED_TOLERANCE", 0)
+    monkeypatch.delenv("MXNET_SUBGRAPH_BACKEND", raising=False)
+    export.export_classifier(exported[0], tmp_path / "x", CARD)
+    assert "magnifies rounding" in caplog.text
+    assert "MXNET_SUBGRAPH_BACKEND" not in os.environ
 
 
 def test_not_a_number_fails_the_comparison(tmp_path):

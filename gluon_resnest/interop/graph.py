@@ -45,7 +45,8 @@ class Graph:
 
     def to_json(self):
         """Returns the text that MXNet reads; equal graphs give equal texts."""
-        nodes = [{"op": node.op, "name": node.name, "inputs": [[*entry, 0] for entry in node.inputs],
+        nodes = [{"op": node.op, "name": node.name,
+                  "inputs": [[*entry, 0] for entry in node.inputs],
                   **({"attrs": dict(sorted(node.attrs.items()))} if node.attrs else {})}
                  for node in self.nodes]
         variables = [i for i, node in enumerate(self.nodes) if node.op == "null"]
