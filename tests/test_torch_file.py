@@ -91,6 +91,16 @@ def test_legacy_storages_of_wrong_size_are_refused(tmp_path, keys, numel, reason
         read_weights(str(path))
 
 
+def test_a_legacy_storage_of_two_sizes_is_refused(tmp_path):
+    first = tensor_pickle(24, 0, (4, 6), (6, 1))[:-1]
+    second = tensor_pickle(23, 0, (4, 5), (5, 1))[3:].replace(b"\x00w", b"\x00v", 1)
+    path = tmp_path / "w.pth"
+    path.write_bytes(legacy(first + second, pickle.dumps(["0"], 2) + struct.pack("<q", 24)
+                            + GRID.tobytes()))
+    with pytest.raises(UserError, match="storage '0' is declared twice and differently"):
+        read_weights(str(path))
+
+
 def archive_with(path, members, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in members:

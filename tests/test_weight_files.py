@@ -213,6 +213,7 @@ def entry(begin=0, end=96, dtype="F32", shape=(4, 6)):
     (safetensors({"a": entry(), "b": entry()}), "'b' lies at 0..96, expected from 96"),
     (safetensors({"a": entry(end=48, shape=(2, 6))}), "cover 48 of 96 bytes"),
     (safetensors({"a": entry(shape=(4, 7))}), "needs 112 bytes and has 96"),
+    (safetensors({"a": entry(shape=(4, 5))}), "needs 80 bytes and has 96"),
     (safetensors({"a": entry(shape=(-4, -6))}), "damaged"),
     (safetensors({"a": entry(shape=(4.0, 6))}), "damaged"),
     (safetensors({"a": entry(shape=(True, 24))}), "damaged"),
