@@ -13,6 +13,7 @@ first two through SymbolBlock and Module and compared them with the network on f
 """
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 
 from gluon_resnest.data.transforms import PROTOCOLS
@@ -56,6 +57,7 @@ def open_run(directory, weights):
 
 def main(argv=None):
     flags = parse(argv)
+    os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")    # no log line at every bind
     with exit_on_user_error():
         if (flags.run is None) == (flags.model is None):
             raise UserError("give either a run directory or --model NAME; see --help")

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 import mxnet as mx
@@ -123,7 +124,9 @@ def verify(net, prefix, crop_px):
       RuntimeError: if they differ by more than TOLERANCE of the largest logit.
     """
     symbol_file, params_file, _ = map(str, deployed.paths(prefix))
-    block = mx.gluon.SymbolBlock.imports(symbol_file, [INPUT], params_file, ctx=mx.cpu())
+    with warnings.catch_warnings():     # of the input's type, which the parameters decide
+        warnings.simplefilter("ignore", UserWarning)
+        block = mx.gluon.SymbolBlock.imports(symbol_file, [INPUT], params_file, ctx=mx.cpu())
     place = next(iter(net.collect_params().values())).list_ctx()[0]
     for images in fresh_inputs(crop_px):
         expected = run(net, images, place)
