@@ -84,10 +84,17 @@ class Analysis:
 
     def by_stage(self):
         """Returns the totals of stem, layer1, layer2, ... and head."""
+        return [_total(stage, layers, located=True) for stage, layers in self._stages().items()]
+
+    def of_stage(self, stage):
+        """Returns the layers of "stem", "layer1", ... or "head"."""
+        return self._stages()[stage]
+
+    def _stages(self):
         stages = {}
         for layer in self.layers:
             stages.setdefault(_stage(layer.block, stages), []).append(layer)
-        return [_total(stage, layers, located=True) for stage, layers in stages.items()]
+        return stages
 
     def by_block(self, parent=""):
         """Returns the totals of the children of the block `parent`, in order of execution.
