@@ -235,7 +235,7 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
     entry = variant(name)
     build, prefix = _NETWORKS[type(entry.arch)]
     net = build(entry.arch, classes=classes, in_channels=in_channels,
-                output_stride=8 if dilated else output_stride or 32,
+                output_stride=8 if dilated else 32 if output_stride is None else output_stride,
                 norm=norm_constructor(norm_layer, norm_kwargs), zero_last_gamma=last_gamma,
                 dropblock=dropblock, final_drop=final_drop,
                 prefix="resnetv1f_" if "_fast_" in name else prefix)

@@ -208,24 +208,36 @@ class ResNeSt(Backbone):
 
 
 class FeatureExtractor(TwoGraphs):
-    """A backbone without its classifier: image to the chosen maps of `features`.
+    """A backbone without its classifier: image to a tuple of the chosen maps of `features`.
+
+    It takes over the children that it needs, under their names, and no others: a trainer would
+    complain of parameters without gradients.
 
     Args:
-      backbone: any network with `features`, `feature_channels` and `feature_strides`.
+      backbone: the `Backbone`.
       out_indices: which of the four maps, ascending.
+
+    Raises:
+      UserError: if there are no such maps.
     """
 
     def __init__(self, backbone, out_indices=(0, 1, 2, 3)):
-        super().__init__()
+        super().__init__(prefix=backbone.prefix)
         if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
             raise UserError(f"out_indices must be chosen from 0, 1, 2, 3, got {out_indices!r}")
-        self._indices = tuple(out_indices)
-        self.backbone = backbone
+        self._indices = tuple(sorted(out_indices))
         self.feature_channels = tuple(backbone.feature_channels[i] for i in self._indices)
         self.feature_strides = tuple(backbone.feature_strides[i] for i in self._indices)
+        self._stages = [f"layer{i + 1}" for i in range(self._indices[-1] + 1)]
+        for name in ("conv1", "bn1", "relu", "maxpool", *self._stages):
+            setattr(self, name, getattr(backbone, name))
 
     def features(self, x):
-        maps = self.backbone.features(x)
+        """Returns the chosen maps; see `Backbone.features`."""
+        x, maps = chain(x, self.conv1, self.bn1, self.relu, self.maxpool), []
+        for stage in self._stages:
+            x = getattr(self, stage)(x)
+            maps.append(x)
         return tuple(maps[i] for i in self._indices)
 
     def hybrid_forward(self, F, x):

@@ -1,6 +1,8 @@
 """Split-Attention convolution (paper, section 3 and appendix A), in its radix-major form."""
 from mxnet.gluon import nn
 
+from gluon_resnest.errors import UserError
+
 
 class SplitAttention(nn.HybridBlock):
     """Convolves into `radix` splits and adds them up, each weighted per channel by what all see.
@@ -17,6 +19,9 @@ class SplitAttention(nn.HybridBlock):
       cardinality: g >= 1.
       strides, dilation: of the 3x3 convolution.
       conv: constructor of the 3x3 convolution, called like `nn.Conv2D`.
+
+    Raises:
+      UserError: if the channels cannot be divided into these groups.
     """
 
     def __init__(self, channels, *, in_channels, norm, radix=2, cardinality=1, strides=1,
@@ -24,6 +29,11 @@ class SplitAttention(nn.HybridBlock):
         super().__init__()
         self._radix, self._cardinality = radix, cardinality
         hidden = max(in_channels * radix // 4, 32)
+        if in_channels % (radix * cardinality) or channels % cardinality or hidden % cardinality:
+            raise UserError(
+                f"split attention with radix {radix} and cardinality {cardinality} cannot divide "
+                f"{in_channels} input, {channels} output and {hidden} hidden channels evenly; "
+                "choose another bottleneck width")
         self.conv = conv(channels * radix, 3, strides, dilation, dilation,
                          groups=cardinality * radix, use_bias=False, in_channels=in_channels)
         self.bn = norm(in_channels=channels * radix)
