@@ -162,5 +162,5 @@ def test_probability_is_checked(p):
 
 
 def test_unknown_rule_names_the_nearest():
-    with pytest.raises(UserError, match="unknown DropBlock rule 'exakt'.*did you mean 'exact'"):
+    with pytest.raises(UserError, match="rule must be one of .* 'exakt'; did you mean 'exact'"):
         DropBlock(rule="exakt")

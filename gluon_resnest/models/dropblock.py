@@ -3,7 +3,7 @@ import contextlib
 
 from mxnet.gluon import nn
 
-from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.errors import UserError, check_choice
 
 RULES = ("published", "exact")
 
@@ -26,9 +26,7 @@ class DropBlock(nn.HybridBlock):
 
     def __init__(self, p=0.1, *, rule="published", per_sample=False, block=3):
         super().__init__()
-        if rule not in RULES:
-            raise UserError(f"unknown DropBlock rule {rule!r}, expected one of {', '.join(RULES)}"
-                            f"{nearest(rule, RULES)}")
+        check_choice("DropBlock rule", rule, RULES)
         self._rule, self._per_sample, self._block = rule, per_sample, block
         self._dtype = "float32"
         self.set_drop_prob(p)
@@ -103,6 +101,17 @@ def set_drop_prob(net, p):
             block.set_drop_prob(p)
         if isinstance(block, nn.HybridBlock):
             block._clear_cached_op()
+
+    net.apply(update)
+
+
+def set_drop_rule(net, rule, *, per_sample):
+    """Sets rule and mask, see `DropBlock`, of every DropBlock inside a net not yet called."""
+    check_choice("DropBlock rule", rule, RULES)
+
+    def update(block):
+        if isinstance(block, DropBlock):
+            block._rule, block._per_sample = rule, per_sample
 
     net.apply(update)
 

@@ -15,7 +15,7 @@ from gluon_resnest.engine.optim import Cosine, Update, decays, optimizer, set_mu
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy
 from gluon_resnest.metrics import TopK
-from gluon_resnest.models.dropblock import set_drop_prob
+from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.zoo import get_model, load_weights
 
@@ -177,6 +177,7 @@ def _network(recipe, context):
     options = {} if recipe.final_drop is None else {"final_drop": recipe.final_drop}
     net = get_model(recipe.network, classes=recipe.classes, last_gamma=recipe.last_gamma,
                     **options)
+    set_drop_rule(net, recipe.dropblock_rule, per_sample=recipe.dropblock_mask == "sample")
     initialize(net, ctx=context)
     return net
 

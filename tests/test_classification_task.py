@@ -1,0 +1,211 @@
+"""The classification task: schedule, ramps, mixed batches, exact counts on many workers."""
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from horovod_job import launch
+from mxnet import nd
+
+from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.data import mixing
+from gluon_resnest.data.loader import Batch
+from gluon_resnest.engine.comm import Comm, connect
+from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.tasks.classification import Classification
+from gluon_resnest.zoo import VARIANTS
+
+RECIPE = ClassificationRecipe(
+    network="resnest_tiny", source="a test", classes=5, epochs=10, batch=4, warmup_epochs=2.0,
+    crop_px=32, eval_px=40, auto_augment="none")
+RUN = argparse.Namespace(data="synthetic", synthetic_steps=3, data_workers=0, device="cpu",
+                         weights=None, eval_only=False, eval_batch=2, rec_train=None, rec_val=None,
+                         teacher_weights=None)
+
+
+def make_task(recipe=RECIPE, comm=None, **run):
+    return Classification(recipe, argparse.Namespace(**{**vars(RUN), **run}), comm or Comm())
+
+
+def random_batch(epoch=0, count=4, seed=0):
+    random = np.random.RandomState(seed)
+    return Batch((random.randn(count, 3, 8, 12).astype("float32"),
+                  random.randint(0, 5, count).astype("int64")), np.arange(count), epoch, 0)
+
+
+def test_lr_equals_the_closed_formula_at_every_step():
+    task = make_task()
+    peak, warm, total = 0.1 * 4 / 256, 2 * 3, 10 * 3
+    for step in range(total + 1):
+        expected = peak * step / warm if step < warm else \
+            peak / 2 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+        assert task.lr_at(step) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert task.lr_at(0) == 0 and task.lr_at(total) == 0
+
+
+def test_no_decay_on_gamma_beta_bias_unless_asked():
+    for everything in (False, True):
+        task = make_task(dataclasses.replace(RECIPE, decay_bias_and_norm=everything))
+        for name, parameter in task.params.items():
+            spared = name.endswith(("gamma", "beta", "bias")) and not everything
+            assert parameter.wd_mult == (0 if spared else 1), name
+
+
+def test_last_gammas_start_at_zero():
+    task = make_task()
+    gammas = [parameter for name, parameter in task.net._collect_params_with_prefix().items()
+              if name.endswith("bn3.gamma")]
+    assert len(gammas) == 4 and all(not gamma.data().asnumpy().any() for gamma in gammas)
+
+
+def test_dropblock_ramps_linearly_to_its_end():
+    task, seen = make_task(), []
+    for epoch in range(RECIPE.epochs):
+        task.on_epoch(epoch)
+        blocks = []
+        task.net.apply(lambda block: blocks.append(block) if isinstance(block, DropBlock) else 0)
+        assert len({block._p for block in blocks}) == 1
+        seen.append(blocks[0]._p)
+    np.testing.assert_allclose(seen, 0.1 * np.arange(1, 11) / 10)
+
+
+def test_dropblock_rule_and_mask_reach_the_blocks():
+    task = make_task(dataclasses.replace(RECIPE, dropblock_rule="exact", dropblock_mask="sample"))
+    blocks = []
+    task.net.apply(lambda block: blocks.append(block) if isinstance(block, DropBlock) else 0)
+    assert blocks and all(block._rule == "exact" and block._per_sample for block in blocks)
+
+
+@pytest.mark.parametrize("mode", ["batch", "example"])
+def test_mixed_batch_equals_its_numpy_twin(mode):
+    recipe = dataclasses.replace(RECIPE, mixup_mode=mode)
+    batch = random_batch()
+    images, targets = make_task(recipe)._mixed(batch)
+    lam, partner = mixing.mixup_plan(0, 0, batch.indices, 0.2, mode)
+    np.testing.assert_allclose(images.asnumpy(),
+                               mixing.mix_images(batch.arrays[0], lam, partner), atol=1e-6)
+    expected = mixing.soft_targets(batch.arrays[1], lam, partner, 5, 0.1)
+    np.testing.assert_array_equal(targets.asnumpy(), expected)
+
+
+def test_cutmix_batch_equals_its_numpy_twin():
+    recipe = dataclasses.replace(RECIPE, mixup_alpha=0.0, cutmix_alpha=1.0)
+    batch = random_batch()
+    images, targets = make_task(recipe)._mixed(batch)
+    boxes, lam, partner = mixing.cutmix_plan(0, 0, batch.indices, 1.0, 8, 12)
+    expected = mixing.mix_images(batch.arrays[0], mixing.box_mask(boxes, 8, 12), partner)
+    np.testing.assert_allclose(images.asnumpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(targets.asnumpy().sum(1), 1, atol=1e-6)
+
+
+def test_the_last_epochs_can_be_unmixed():
+    recipe = dataclasses.replace(RECIPE, mixup_off_epochs=1, label_smoothing=0.0)
+    task = make_task(recipe)
+    unmixed, mixed = random_batch(epoch=9), random_batch(epoch=8)
+    images, targets = task._mixed(unmixed)
+    np.testing.assert_array_equal(images.asnumpy(), unmixed.arrays[0])
+    np.testing.assert_array_equal(targets.asnumpy().argmax(1), unmixed.arrays[1])
+    assert (task._mixed(mixed)[0].asnumpy() != mixed.arrays[0]).any()
+
+
+def test_batches_continue_where_a_run_stopped():
+    task = make_task()
+    whole = [targets.asnumpy() for (_, targets), _ in zip(task.batches(0), range(5))]
+    rest = [targets.asnumpy() for (_, targets), _ in zip(task.batches(4), range(1))]
+    np.testing.assert_array_equal(whole[4], rest[0])
+
+
+def test_every_parameter_gets_a_gradient():
+    task = make_task(dataclasses.replace(RECIPE, last_gamma=False))
+    batch = next(task.batches(0))
+    with mx.autograd.record():
+        loss = task.losses(batch)["loss"]
+    loss.backward()
+    for name, parameter in task.params.items():
+        if parameter.grad_req != "null":
+            assert np.isfinite(parameter.grad().asnumpy()).all(), name
+            assert parameter.grad().asnumpy().any(), name
+
+
+def test_evaluation_counts_every_image():
+    task = make_task()
+    metrics = task.evaluate()
+    logits = np.concatenate([task.net(nd.array(batch.arrays[0])).asnumpy()
+                             for batch in task._val.epoch(0)])
+    labels = np.concatenate([batch.arrays[1] for batch in task._val.epoch(0)])
+    assert metrics["images"] == len(labels) == 1
+    assert metrics["top1_hits"] == (logits.argmax(1) == labels).sum()
+
+
+def test_lost_images_are_an_error_with_both_numbers():
+    class Lossy(Comm):
+        def total(self, values):
+            return values - 1
+
+    with pytest.raises(RuntimeError, match="saw 0 images of 1"):
+        make_task(comm=Lossy()).evaluate()
+
+
+def test_a_teacher_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="--teacher-weights FILE"):
+        make_task(dataclasses.replace(RECIPE, teacher="resnest_tiny"))
+
+
+def test_distillation_learns_from_the_teacher(tmp_path):
+    file = str(tmp_path / "teacher.params")
+    make_task().net.save_parameters(file)
+    recipe = dataclasses.replace(RECIPE, teacher="resnest_tiny", hard_weight=0.0, temperature=2.0)
+    task = make_task(recipe, teacher_weights=file)
+    batch = next(task.batches(0))
+    loss = task.losses(batch)["loss"].asscalar()
+    taught = nd.softmax(task._teacher(batch[0]) / 2)
+    logits = task.net(batch[0]) / 2
+    expected = -4 * (taught * nd.log_softmax(logits)).sum(axis=1).mean().asscalar()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_recipes_evaluate_as_the_weights_table_says():
+    from test_cli import RECIPES
+    for name, recipe in RECIPES.items():
+        weights = VARIANTS[recipe.network].weights
+        if weights is not None and "@" not in name:
+            assert recipe.eval_px == weights.crop_px, name
+            assert recipe.eval_protocol == weights.protocol, name
+            assert recipe.expect_top1 == pytest.approx(weights.top1, abs=0.03), name
+
+
+def test_every_recipe_names_a_network_and_a_source():
+    from test_cli import RECIPES
+    for name, recipe in RECIPES.items():
+        assert recipe.network in VARIANTS, name
+        assert recipe.source and recipe.expect_top1, name
+
+
+def worker(folder):
+    """One Horovod worker of the test below: trains a step, then evaluates 10 images."""
+    comm = connect()
+    recipe = dataclasses.replace(RECIPE, batch=6, epochs=3)
+    task = make_task(recipe, comm, synthetic_steps=14, eval_batch=2)
+    nd.waitall()
+    (Path(folder) / f"{comm.rank}.json").write_text(json.dumps(task.evaluate()))
+    comm.shutdown()
+
+
+@pytest.mark.horovod
+@pytest.mark.parametrize("workers", [2, 3])
+def test_evaluation_is_the_same_on_any_number_of_workers(workers, tmp_path):
+    recipe = dataclasses.replace(RECIPE, batch=6, epochs=3)
+    alone = make_task(recipe, synthetic_steps=14).evaluate()
+    assert alone["images"] == 10
+    code, output, results = launch(workers, __file__, tmp_path)
+    assert code == 0, output
+    assert results == [alone] * workers
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1])
