@@ -39,10 +39,12 @@ def draw_network(path, name, analysis):
     block = _blocks(analysis, "layer2")[0]
     boxes = fold(analysis.layers, block)
     ranks, columns, lanes = arrange(boxes)
+    places = _places(boxes, columns, lanes)
     height = max(7.5, 0.62 * (max(ranks) + 2), 1.35 * len(stages) + 1.5)
-    figure = Figure(figsize=(14, height), facecolor="white")
+    widths = 7.8, max(6.0, 1.15 * (max(places.values()) + 2.6))
+    figure = Figure(figsize=(sum(widths), height), facecolor="white")
     left, right = figure.subplots(1, 2, gridspec_kw={
-        "width_ratios": [1.25, 1], "left": 0.02, "right": 0.98, "top": 1 - 0.75 / height,
+        "width_ratios": widths, "left": 0.02, "right": 0.98, "top": 1 - 0.75 / height,
         "bottom": 0.02, "wspace": 0.04})
     size = "\u00d7".join(map(str, analysis.input_shape))
     total = analysis.total()
@@ -52,7 +54,7 @@ def draw_network(path, name, analysis):
                 f"{total.bytes / 2 ** 20:.0f} MiB, peak {analysis.peak_bytes / 2 ** 20:.1f} MiB",
                 fontsize=10.5, color=_GREY, va="center", ha="right")
     _draw_stages(left, analysis, stages, total, block)
-    _draw_block(right, block, boxes, ranks, columns, lanes)
+    _draw_block(right, block, boxes, ranks, columns, lanes, places)
     try:
         figure.savefig(path, dpi=130)
     except OSError as error:
@@ -131,7 +133,8 @@ def arrange(boxes):
         items += [(ranks[source] + 1, ranks[i] - 1, (), {(source, i)})
                   for source in box.sources if (source, i) not in edges]
     columns, lanes, taken = {}, {}, set()
-    for first, last, chain, own in items[:1] + sorted(items[1:], key=lambda item: item[1] - item[0]):
+    beside = sorted(items[1:], key=lambda item: item[1] - item[0])
+    for first, last, chain, own in items[:1] + beside:
         cells = range(first, last + 1)
         column = 0
         while any((column, rank) in taken for rank in cells):
@@ -157,7 +160,7 @@ def _draw_stages(axes, analysis, stages, total, unfolded):
     rows = len(stages) + 1
     axes.set(xlim=(0, 100), ylim=(rows + 0.05, -0.35))
     axes.set_axis_off()
-    for x, words in ((61, "output"), (76, "parameters"), (90, "MACs")):
+    for x, words in ((61, "output"), (77, "parameters"), (90, "MACs")):
         axes.text(x, -0.2, words, fontsize=9, color=_GREY, va="center")
     batch, *image = analysis.input_shape
     boxes = [("image", image, None)] + [(stage.label, stage.shape[1:], stage) for stage in stages]
@@ -170,18 +173,18 @@ def _draw_stages(axes, analysis, stages, total, unfolded):
             facecolor=_PALE, edgecolor=_EDGES[colour], linewidth=1.3))
         axes.text(2.6, low + tall / 2, label, fontsize=12, weight="bold", color=_INK, va="center")
         _draw_cells(axes, blocks, unfolded, low + tall / 2)
-        if stage is not None and not blocks:
-            axes.text(14.5, low + tall / 2, _summary(analysis, stage), fontsize=10, color=_INK,
-                      va="center")
+        if not blocks:
+            words = _summary(analysis, stage) if stage else f"batch of {batch}"
+            axes.text(14.5, low + tall / 2, words, fontsize=10, color=_INK, va="center")
         axes.text(61, low + tall / 2, "\u00d7".join(map(str, shape)), fontsize=10.5, color=_INK,
                   va="center")
         if stage is not None:
             axes.annotate("", (29, low), (29, low - 0.28), arrowprops={
                 "arrowstyle": "-|>", "color": _LINE, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0})
-            field = "{}\u00d7{} px".format(*stage.field) if stage.field else "whole image"
+            field = "{}\u00d7{}".format(*stage.field) if stage.field else "whole image"
             axes.text(61, low + tall / 2 + 0.24, f"field {field}", fontsize=8, color=_GREY,
                       va="center")
-            _draw_bar(axes, 76, low + tall / 2, stage.params / total.params,
+            _draw_bar(axes, 77, low + tall / 2, stage.params / total.params,
                       f"{stage.params / 1e6:.2f} M")
             _draw_bar(axes, 90, low + tall / 2, stage.macs / max(total.macs, 1),
                       f"{stage.macs / 1e9:.2f} G")
@@ -223,8 +226,7 @@ def _draw_bar(axes, x, middle, share, words):
                              color=_EDGES["convolution"]))
 
 
-def _draw_block(axes, block, boxes, ranks, columns, lanes):
-    places = _places(boxes, columns, lanes)
+def _draw_block(axes, block, boxes, ranks, columns, lanes, places):
     axes.set(xlim=(-1.3, max(max(places.values()) + 1.3, 4)), ylim=(max(ranks) + 0.6, -0.95))
     axes.set_axis_off()
     axes.text(-1.2, -0.8, f"{block}, unfolded", fontsize=12, weight="bold", color=_INK,

@@ -56,6 +56,13 @@ def scaled(channels, factor):
     return rounded + 8 if rounded < 0.9 * target else rounded
 
 
+class Swish(nn.HybridBlock):
+    """x times sigmoid(x); `nn.Swish` multiplies once more, by one."""
+
+    def hybrid_forward(self, F, x):
+        return x * F.sigmoid(x)
+
+
 class InvertedBottleneck(nn.HybridBlock):
     """1x1 to more channels, depthwise, squeeze and excitation, 1x1 back (MobileNet v2 and v3).
 
@@ -73,15 +80,15 @@ class InvertedBottleneck(nn.HybridBlock):
         if spec.expansion > 1:
             self.conv1 = nn.Conv2D(width, 1, use_bias=False, in_channels=in_channels)
             self.bn1 = norm(in_channels=width)
-            self.swish1 = nn.Swish()
+            self.swish1 = Swish()
         else:
             self.conv1 = self.bn1 = self.swish1 = None
         pad = spec.dilation * (spec.kernel // 2)
         self.conv2 = nn.Conv2D(width, spec.kernel, spec.strides, pad, spec.dilation, groups=width,
                                use_bias=False, in_channels=width)
         self.bn2 = norm(in_channels=width)
-        self.swish2 = nn.Swish()
-        self.gate = SqueezeExcitation(width, max(1, in_channels // 4), nn.Swish)
+        self.swish2 = Swish()
+        self.gate = SqueezeExcitation(width, max(1, in_channels // 4), Swish)
         self.conv3 = nn.Conv2D(spec.channels, 1, use_bias=False, in_channels=width)
         self.bn3 = norm(in_channels=spec.channels,
                         gamma_initializer="zeros" if zero_last_gamma and adds else "ones")
@@ -120,14 +127,14 @@ class EfficientNet(Backbone):
         with self.name_scope():
             self.conv1 = nn.Conv2D(stem, 3, 2, 1, use_bias=False, in_channels=in_channels)
             self.bn1 = norm(in_channels=stem)
-            self.relu = nn.Swish()
+            self.relu = Swish()
             self.maxpool = None
             for index, blocks in enumerate(stages):
                 setattr(self, f"layer{index + 1}",
                         _stage(index, blocks, inputs[index], norm, zero_last_gamma))
             self.conv2 = nn.Conv2D(head, 1, use_bias=False, in_channels=self.feature_channels[-1])
             self.bn2 = norm(in_channels=head)
-            self.relu2 = nn.Swish()
+            self.relu2 = Swish()
             self.avgpool = nn.GlobalAvgPool2D()
             self.flat = nn.Flatten()
             self.drop = nn.Dropout(final_drop) if final_drop else None
