@@ -163,7 +163,7 @@ def test_the_newest_whole_one_is_taken(name, damage, tmp_path, caplog):
         return
     assert_same(found, example(10))
     assert len(caplog.records) == 1
-    assert "step-00000020 is damaged (" in caplog.text and "before it is taken" in caplog.text
+    assert "step-00000020 is damaged (" in caplog.text and "it is passed over" in caplog.text
     checkpoints.store(example(20))
     assert_same(checkpoints.latest(), example(20))
 

@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -25,6 +24,7 @@ from typing import Optional
 import mxnet as mx
 import numpy as np
 
+from gluon_resnest.engine import params_file
 from gluon_resnest.errors import UserError
 
 FORMAT = 1
@@ -178,22 +178,12 @@ class Checkpoints:
         Raises:
           UserError: if it belongs to another network or optimizer.
         """
-        found = None
-
-        def find():
-            nonlocal found
-            found = self.latest()
-            return found and (found.state, found.numbers)
-
-        header = comm.on_main(find)
-        if header is None:
+        found = self._shared(self.latest, comm)
+        if found is None:
             return State()
-        state, numbers = header
-        model = comm.share_arrays(found and found.model)
-        arrays = comm.share_arrays(found and found.arrays)
-        load(net, model, source=self.path(state.step))
-        update.restore(arrays, numbers)
-        return state
+        load(net, found.model, source=self.path(found.state.step))
+        update.restore(found.arrays, found.numbers)
+        return found.state
 
     def restore_best(self, net, comm):
         """Brings every worker's network to the best whole checkpoint, else to the newest.
@@ -204,19 +194,34 @@ class Checkpoints:
         Raises:
           UserError: if it belongs to another network.
         """
-        found = (self.best() or self.latest()) if comm.is_main else None
-        state = comm.on_main(lambda: found and found.state)
-        if state is None:
+        found = self._shared(lambda: self.best() or self.latest(), comm)
+        if found is None:
             return None
-        load(net, comm.share_arrays(found and found.model), source=self.path(state.step))
-        return state
+        load(net, found.model, source=self.path(found.state.step))
+        return found.state
+
+    def _shared(self, find, comm):
+        """Returns the main worker's `find()`, a Checkpoint or None, on every worker."""
+        found = None
+
+        def header():
+            nonlocal found
+            found = find()
+            return found and (found.state, found.numbers)
+
+        known = comm.on_main(header)
+        if known is None:
+            return None
+        state, numbers = known
+        return Checkpoint(state, comm.share_arrays(found and found.model),
+                          comm.share_arrays(found and found.arrays), numbers)
 
     def _read(self, step):
         """Returns the Checkpoint of `step`, or None, with a logged sentence, if it is not whole."""
         try:
             return read(self.path(step))
         except UserError as error:
-            _log.warning("%s; the one before it is taken", error)
+            _log.warning("%s; it is passed over", error)
             return None
 
     def _prune(self, state):
@@ -265,8 +270,8 @@ def read(path):
         contents = {name: _checked(path / name, manifest["files"][name])
                     for name in (MODEL, OPTIMIZER, STATE)}
         record = json.loads(contents[STATE])
-        return Checkpoint(_state(record["state"]), _unpacked(contents[MODEL]),
-                          _unpacked(contents[OPTIMIZER]), dict(record["update"]))
+        return Checkpoint(_state(record["state"]), params_file.unpack(contents[MODEL]),
+                          params_file.unpack(contents[OPTIMIZER]), dict(record["update"]))
     except _DAMAGE as error:
         reason = f"no {error}" if isinstance(error, KeyError) else \
             (str(error).splitlines() or [type(error).__name__])[-1]
@@ -320,8 +325,8 @@ def _write(directory, checkpoint):
     """Writes the files of a checkpoint, the manifest last, through to the disk."""
     record = {"format": FORMAT, "state": dataclasses.asdict(checkpoint.state),
               "update": checkpoint.numbers}
-    contents = {MODEL: _packed(checkpoint.model), OPTIMIZER: _packed(checkpoint.arrays),
-                STATE: [_json(record)]}
+    contents = {MODEL: params_file.pack(checkpoint.model),
+                OPTIMIZER: params_file.pack(checkpoint.arrays), STATE: [_json(record)]}
     files = {name: _write_file(directory / name, chunks) for name, chunks in contents.items()}
     _write_file(directory / MANIFEST, [_json({"format": FORMAT, "files": files})])
     _sync(directory)
@@ -361,31 +366,3 @@ def _sync(directory):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# The list format of `mxnet.nd.save` (include/mxnet/ndarray.h, NDArray::Save). It is written here,
-# because MXNet's own writer does not notice a disk that fills up with the last bytes.
-_LIST_MAGIC, _ARRAY_MAGIC, _DENSE, _CPU = 0x112, 0xF993FAC9, 0, 1
-_DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int32": 4, "int8": 5,
-                "int64": 6}
-
-
-def _packed(arrays):
-    """Yields the bytes of a `.params` file of {name: numpy array}."""
-    yield struct.pack("<QQQ", _LIST_MAGIC, 0, len(arrays))
-    for array in arrays.values():
-        yield struct.pack(f"<Iii{array.ndim}qiii", _ARRAY_MAGIC, _DENSE, array.ndim, *array.shape,
-                          _CPU, 0, _DTYPE_CODES[array.dtype.name])
-        yield array.tobytes()
-    yield struct.pack("<Q", len(arrays))
-    for name in arrays:
-        encoded = name.encode()
-        yield struct.pack("<Q", len(encoded)) + encoded
-
-
-def _unpacked(content):
-    """Returns {name: numpy array} of the bytes of a `.params` file."""
-    arrays = mx.nd.load_frombuffer(content)
-    if not isinstance(arrays, dict):        # MXNet forgets that an empty list had names
-        return {}
-    return {name: array.asnumpy() for name, array in arrays.items()}

@@ -122,6 +122,9 @@ class Comm:
         Args:
           params: ParameterDict, or dict of Parameters or NDArrays. A Parameter whose shape is
             still unknown is broadcast when it is initialised.
+
+        Raises:
+          UserError: the workers have different names, and would wait for each other forever.
         """
 
     def split(self, batch):
@@ -229,6 +232,18 @@ class HorovodComm(Comm):
         The main worker does not wait for its broadcasts; a name used again too early hangs all.
         """
         return f"{next(self._calls)}."
+
+    def _check_same(self, names):
+        """Compares the names of parameters, which begin with those of layers, over the workers."""
+        everyones = self.gather(names)
+        for rank, others in enumerate(everyones):
+            if others != everyones[0]:
+                name = min(set(others) ^ set(everyones[0]))
+                has, lacks = (rank, 0) if name in others else (0, rank)
+                raise UserError(
+                    f"the workers built different networks: worker {has} has a parameter {name!r} "
+                    f"and worker {lacks} has not; build the same blocks in the same order on every "
+                    "worker, or give the network a prefix")
 
     def _rows(self, vectors):
         row = super()._rows(vectors)

@@ -8,22 +8,17 @@
 
 `step` counts the updates done, `time` is seconds since 1970.
 """
-import importlib.util
 import json
-import logging
 import os
 import platform
-import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from gluon_resnest.engine.progress import displays
 from gluon_resnest.errors import MissingExtra, UserError
 
 LOG, RESULT, CURVES, TENSORBOARD = "log.jsonl", "result.json", "curves.png", "tensorboard"
-
-_log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -43,14 +38,14 @@ class RunLog:
         self._comm = comm
         self._total, self._per_epoch, self._batch = total_steps, steps_per_epoch, batch
         self._steps = self._seconds = 0
-        self._outputs = []
+        self._displays = []
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for output in self._outputs:
-            output.close()
+        for display in self._displays:
+            display.close()
 
     @property
     def images_per_second(self):
@@ -58,7 +53,7 @@ class RunLog:
         return self._steps * self._batch / self._seconds if self._seconds else 0.0
 
     def begin(self, step):
-        """Opens the outputs at `step`; forgets lines beyond it, which will be written again.
+        """Opens the log at `step`; forgets lines beyond it, which will be written again.
 
         Raises:
           UserError: on all workers, if the run directory cannot be written; so do `training` and
@@ -68,8 +63,8 @@ class RunLog:
 
     def advance(self):
         """Moves the progress bar by one step."""
-        for output in self._outputs:
-            output.advance()
+        for display in self._displays:
+            display.advance()
 
     def training(self, step, lr, window):
         """Writes a line of training.
@@ -93,130 +88,21 @@ class RunLog:
         return step / self._per_epoch
 
     def _write(self, line):
-        def write():
-            for output in self._outputs:
-                output.write(line)
-        self._comm.on_main(write)
+        self._comm.on_main(lambda: self._append(line))
 
     def _open(self, step):
         lines = [line for line in read_log(self._file) if line["step"] <= step]
         _write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
-        self._outputs = [_Lines(self._file), _progress(step, self._total)]
-        if importlib.util.find_spec("tensorboard"):
-            self._outputs.append(_TensorBoard(self._file.parent / TENSORBOARD, lines))
+        self._displays = displays(step, self._total, lines, self._file.parent / TENSORBOARD)
 
-
-class _Lines:
-    """Appends to log.jsonl; a line is written at once, so that a kill loses none."""
-
-    def __init__(self, path):
-        self._path = path
-
-    def advance(self):
-        pass
-
-    def write(self, line):
+    def _append(self, line):
         try:
-            with open(self._path, "a") as file:
+            with open(self._file, "a") as file:     # closed at once: a kill loses no line
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise _unwritable(self._path, error) from error
-
-    def close(self):
-        pass
-
-
-class _Bar:
-    """A progress bar on a terminal: images per second and time left."""
-
-    def __init__(self, step, total):
-        from tqdm import tqdm
-        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
-
-    def advance(self):
-        self._bar.update()
-
-    def write(self, line):
-        if line["kind"] == "evaluation":
-            self._bar.write(_sentence(line))
-        else:
-            self._bar.set_postfix_str(_numbers(line), refresh=False)
-
-    def close(self):
-        self._bar.close()
-
-
-class _Sentences:
-    """Where no terminal is: a logged sentence now and then."""
-
-    EVERY_SECONDS = 30
-
-    def __init__(self, step, total):
-        self._first, self._total, self._began, self._spoken = step, total, time.monotonic(), -1e9
-
-    def advance(self):
-        pass
-
-    def write(self, line):
-        now = time.monotonic()
-        if line["kind"] == "evaluation":
-            _log.info(_sentence(line))
-        elif now - self._spoken >= self.EVERY_SECONDS or line["step"] == self._total:
-            self._spoken = now
-            pace = (now - self._began) / (line["step"] - self._first)
-            left = time.strftime("%H:%M:%S", time.gmtime(pace * (self._total - line["step"])))
-            _log.info("step %d of %d: %s, %s left", line["step"], self._total, _numbers(line), left)
-
-    def close(self):
-        pass
-
-
-def _progress(step, total):
-    """Returns the progress output that suits where the messages go."""
-    terminal = sys.stderr.isatty() and importlib.util.find_spec("tqdm")
-    return (_Bar if terminal else _Sentences)(step, total)
-
-
-class _TensorBoard:
-    """Scalars for TensorBoard, rewritten from the log so that a resumed run shows one curve."""
-
-    def __init__(self, directory, lines):
-        from tensorboard.summary import Writer
-        shutil.rmtree(directory, ignore_errors=True)
-        self._writer = Writer(str(directory))
-        for line in lines:
-            self.write(line)
-
-    def advance(self):
-        pass
-
-    def write(self, line):
-        for name, value in _scalars(line):
-            self._writer.add_scalar(name, value, line["step"], wall_time=line["time"])
-        self._writer.flush()
-
-    def close(self):
-        self._writer.close()
-
-
-def _scalars(line):
-    """Yields (name, value) of a log line's numbers."""
-    for name, value in line.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}/{key}", number) for key, number in value.items())
-        elif name in ("lr", "images_per_second", "data_wait"):
-            yield name, value
-
-
-def _numbers(line):
-    losses = ", ".join(f"{name} {value:.4g}" for name, value in line["losses"].items())
-    return (f"{losses}, lr {line['lr']:.3g}, {line['images_per_second']:.1f} images/s, "
-            f"{line['data_wait']:.0%} waiting for data")
-
-
-def _sentence(line):
-    values = ", ".join(f"{name} {value:.6g}" for name, value in line["metrics"].items())
-    return f"step {line['step']}, epoch {line['epoch']:.3g}: {values}"
+            raise _unwritable(self._file, error) from error
+        for display in self._displays:
+            display.write(line)
 
 
 def read_log(path):
