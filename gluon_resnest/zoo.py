@@ -228,7 +228,12 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
     """
     name = name.lower()
     if not (name in VARIANTS or name in _HIDDEN or _GRAMMAR.fullmatch(name)):
-        return _from_gluoncv(name, pretrained, root, ctx, classes)
+        return _from_gluoncv(
+            name, theirs=dict(pretrained=pretrained, root=root, ctx=ctx, classes=classes,
+                              norm_layer=norm_layer, norm_kwargs=norm_kwargs, dilated=dilated,
+                              last_gamma=last_gamma),
+            ours=dict(in_channels=in_channels, output_stride=output_stride, dropblock=dropblock,
+                      final_drop=final_drop, features_only=features_only, out_indices=out_indices))
     if dilated and output_stride not in (None, 8):
         raise UserError(f"dilated=True means output_stride=8, got output_stride={output_stride!r}; "
                         "give one of the two")
@@ -267,15 +272,24 @@ def _load(net, name, weights, pretrained, root, ctx):
     load_parameters(net, file, ctx=ctx or mx.cpu())
 
 
-def _from_gluoncv(name, pretrained, root, ctx, classes):
-    """Asks GluonCV's zoo; an absent GluonCV has no names."""
+def _from_gluoncv(name, *, theirs, ours):
+    """Asks GluonCV's zoo; an absent GluonCV has no names.
+
+    Args:
+      theirs: arguments of `get_model` that GluonCV knows; those at their defaults are left to it.
+      ours: arguments that only our networks know.
+    """
     try:
         from gluoncv import model_zoo
     except ImportError:
         return variant(name)  # raises: the name is not ours either
     if name not in model_zoo.get_model_list():
         return variant(name)
-    options = {"pretrained": pretrained, "root": root, "ctx": ctx, "classes": classes}
-    defaults = {"pretrained": False, "root": None, "ctx": None, "classes": 1000}
-    return model_zoo.get_model(name, **{key: value for key, value in options.items()
+    parameters = inspect.signature(get_model).parameters
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
+    for key, value in ours.items():
+        if value != defaults[key]:
+            raise UserError(f"{name!r} is a network of GluonCV's, which knows no {key}; leave "
+                            f"{key} out, or take one of list_models()")
+    return model_zoo.get_model(name, **{key: value for key, value in theirs.items()
                                         if value != defaults[key]})

@@ -165,6 +165,8 @@ def _structural(arrays, net, targets):
     if not arrays or not all(name.startswith(("arg:", "aux:")) for name in arrays):
         return arrays
     exported = {name[4:]: array for name, array in arrays.items()}
+    if set(exported) <= set(targets):       # our own exports keep the structural names
+        return exported
     flat = {param.name: name for name, param in targets.items()}
     ours, theirs = (os.path.commonprefix(list(names)) for names in (flat, exported))
     renamed = {name[len(theirs):]: array for name, array in exported.items()}
