@@ -1,4 +1,6 @@
 """Losses as means over the local batch; each is a small HybridBlock without parameters."""
+import math
+
 from mxnet.gluon import HybridBlock
 
 
@@ -39,3 +41,38 @@ class Distillation(HybridBlock):
         soft = self._cross_entropy(logits / t, F.softmax(teacher_logits / t, axis=-1))
         hard = self._cross_entropy(logits, targets)
         return self._hard_weight * hard + (1 - self._hard_weight) * t * t * soft
+
+
+class PixelCrossEntropy(HybridBlock):
+    """Adds up the cross entropy of labelled pixels, optionally of the hard ones only.
+
+    Call with `logits` (N, K, H, W) and `labels` (N, H, W), negative where a pixel is ignored; it
+    gets exactly no gradient. Returns (sum, count), two scalars of shape (1,): the ratio is formed
+    by who knows the counts of all workers, so that it does not depend on their number.
+
+    Online hard example mining (Shrivastava et al. 2016, for pixels) leaves out those whose true
+    class already has a probability above `easy`, but keeps the `keep` hardest of each image.
+
+    Args:
+      easy: probability above which a pixel is left out; None counts all.
+      keep: hardest pixels of an image that always count, at most H * W.
+    """
+
+    def __init__(self, easy=None, keep=256):
+        super().__init__()
+        if easy is not None and (not 0 < easy < 1 or keep < 1):
+            raise ValueError(f"mining needs 0 < easy < 1 and keep >= 1, got {easy!r} and {keep!r}")
+        self._easy_loss = None if easy is None else -math.log(easy)
+        self._keep = keep
+
+    def hybrid_forward(self, F, logits, labels):
+        counts = labels >= 0
+        losses = -F.pick(F.log_softmax(logits, axis=1), F.relu(labels), axis=1) * counts
+        if self._easy_loss is not None:
+            flat = F.reshape(F.BlockGrad(losses), shape=(0, -1))
+            hardest = F.topk(flat, axis=1, k=self._keep, ret_typ="value")
+            least = F.clip(F.min(hardest, axis=1), 0, self._easy_loss)
+            counts = counts * F.broadcast_greater_equal(F.BlockGrad(losses),
+                                                        F.reshape(least, shape=(-1, 1, 1)))
+            losses = losses * counts
+        return F.sum(losses), F.sum(counts)

@@ -31,3 +31,36 @@ class TopK:
     def counts(self):
         """Returns int64 (len(ks) + 1,): the hits for each k, then the images seen."""
         return np.append(self.hits, np.int64(self.seen))
+
+
+class ConfusionMatrix:
+    """Counts pixels by true and predicted class; ignored pixels do not count.
+
+    Attributes:
+      pixels: int64 (classes, classes); [t, p] counts those of true class t predicted as p.
+    """
+
+    def __init__(self, classes):
+        self.pixels = np.zeros((classes, classes), np.int64)
+
+    def update(self, predicted, labels):
+        """Adds an image: two integer arrays of one shape, `labels` negative where ignored."""
+        counted = labels >= 0
+        pairs = labels[counted].astype(np.int64) * len(self.pixels) + predicted[counted]
+        self.pixels += np.bincount(pairs, minlength=self.pixels.size).reshape(self.pixels.shape)
+
+
+def pixel_accuracy(pixels):
+    """Returns the share of pixels on the diagonal of a confusion matrix; NaN without pixels."""
+    total = pixels.sum()
+    return float(np.trace(pixels) / total) if total else float("nan")
+
+
+def intersection_over_union(pixels):
+    """Returns each class's IoU, float64 (classes,); NaN if a class is neither true nor predicted.
+
+    The mean over the others is mIoU.
+    """
+    hits = np.diag(pixels)
+    union = pixels.sum(axis=0) + pixels.sum(axis=1) - hits
+    return np.divide(hits, union, out=np.full(len(pixels), np.nan), where=union > 0)

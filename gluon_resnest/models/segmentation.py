@@ -1,0 +1,195 @@
+"""Semantic segmentation networks: a dilated backbone, a head, and one place that resizes.
+
+Children are called as in GluonCV's SegBaseModel: the backbone's stages under their own names,
+beside `head` and `auxlayer`. So a file of a classifier fits but for `fc`, and GluonCV's files fit.
+"""
+import re
+from typing import NamedTuple, Optional
+
+import mxnet as mx
+from mxnet.gluon import nn
+
+from gluon_resnest.errors import check_choice
+from gluon_resnest.models.deeplab import DeepLabHead, DeepLabPlusHead, conv_norm, resize_like
+from gluon_resnest.models.graphs import TwoGraphs
+from gluon_resnest.models.norm import norm_layer
+from gluon_resnest.models.resnest import KAIMING, Backbone
+
+BACKBONE = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+
+
+class FCNHead(nn.HybridBlock):
+    """Fully convolutional head (Long et al. 2015, in GluonCV's form).
+
+    Args:
+      channels, strides: of the four feature maps.
+      classes: length of the logits.
+      norm: constructor of normalisation layers.
+      level: which map it looks at.
+      prefix: of the names in `collect_params()`.
+    """
+
+    def __init__(self, channels, strides, classes, *, norm, level=3, prefix="head_"):
+        super().__init__(prefix=prefix)
+        self.levels = (level,)
+        inner = channels[level] // 4
+        with self.name_scope():
+            self.block = conv_norm(inner, 3, in_channels=channels[level], norm=norm)
+            self.block.add(nn.Dropout(0.1), nn.Conv2D(classes, 1, in_channels=inner))
+
+    def hybrid_forward(self, F, x):
+        return self.block(x)
+
+
+class PyramidPooling(nn.HybridBlock):
+    """Appends to a map its means over 1, 4, 9 and 36 regions (Zhao et al. 2017, section 3.2).
+
+    (N, C, H, W) to (N, 2 C, H, W).
+    """
+
+    def __init__(self, in_channels, *, norm):
+        super().__init__()
+        for number in range(1, 5):
+            setattr(self, f"conv{number}", conv_norm(in_channels // 4, 1, in_channels=in_channels,
+                                                     norm=norm))
+
+    def hybrid_forward(self, F, x):
+        levels = zip((1, 2, 3, 6), (self.conv1, self.conv2, self.conv3, self.conv4))
+        means = [conv(F.contrib.AdaptiveAvgPooling2D(x, output_size=size))
+                 for size, conv in levels]
+        return F.concat(x, *(resize_like(F, mean, x) for mean in means), dim=1)
+
+
+class PSPHead(nn.HybridBlock):
+    """Pyramid scene parsing head (Zhao et al. 2017); arguments as in `DeepLabHead`."""
+
+    levels = (3,)
+
+    def __init__(self, channels, strides, classes, *, norm, prefix="head_"):
+        super().__init__(prefix=prefix)
+        with self.name_scope():
+            self.psp = PyramidPooling(channels[3], norm=norm)
+            self.block = conv_norm(512, 3, in_channels=2 * channels[3], norm=norm)
+            self.block.add(nn.Dropout(0.1), nn.Conv2D(classes, 1, in_channels=512))
+
+    def hybrid_forward(self, F, x):
+        return self.block(self.psp(x))
+
+
+HEADS = {"deeplab": DeepLabHead, "deeplabplus": DeepLabPlusHead, "fcn": FCNHead, "psp": PSPHead}
+
+
+class Segmenter(TwoGraphs):
+    """Images (N, 3, H, W) of any size to logits (N, classes, H, W).
+
+    With an auxiliary head it returns (logits, auxiliary logits), both of the image's size.
+
+    Args:
+      backbone: a `resnest.Backbone`, or another segmenter; its stages become this block's too.
+      head: block of HEADS.
+      auxlayer: second head that only training listens to, or None.
+    """
+
+    features = Backbone.features
+
+    def __init__(self, backbone, head, auxlayer=None):
+        super().__init__(prefix="segmenter_")
+        for name in BACKBONE:
+            setattr(self, name, getattr(backbone, name))
+        self.head = head
+        self.auxlayer = auxlayer
+
+    def hybrid_forward(self, F, x):
+        maps = self.features(x)
+        outputs = tuple(resize_like(F, head(*(maps[level] for level in head.levels)), x)
+                        for head in self.heads())
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def heads(self):
+        """Returns the heads there are, the main one first."""
+        return [head for head in (self.head, self.auxlayer) if head is not None]
+
+    def without_auxiliary(self):
+        """Returns a segmenter of the same parameters that gives the logits only."""
+        return Segmenter(self, self.head)
+
+
+def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer()):
+    """Builds the heads for a backbone.
+
+    Args:
+      backbone: a `resnest.Backbone` of output stride 8 or 16.
+      classes: length of the logits.
+      head: a name of HEADS.
+      aux: whether there is an auxiliary FCN head on the third map (Zhao et al. 2017, section 3.3).
+      norm: constructor of the heads' normalisation layers.
+
+    Raises:
+      UserError: if there is no such head.
+    """
+    check_choice("head", head, HEADS)
+    maps = backbone.feature_channels, backbone.feature_strides
+    auxlayer = FCNHead(*maps, classes, norm=norm, level=2, prefix="auxlayer_") if aux else None
+    return Segmenter(backbone, HEADS[head](*maps, classes, norm=norm), auxlayer)
+
+
+def initialize(net, ctx=None):
+    """Initialises a segmenter as published: the backbone as a classifier, heads uniform in ±0.07.
+
+    (GluonCV's heads have MXNet's default initialiser.)
+    """
+    for head in net.heads():
+        head.initialize(mx.init.Uniform(0.07), ctx=ctx)
+    for name in BACKBONE:
+        getattr(net, name).initialize(KAIMING, ctx=ctx)
+
+
+class Name(NamedTuple):
+    """What the name of a segmentation network says; `dataset` is None where it names none."""
+
+    head: str
+    backbone: str
+    dataset: Optional[str]
+
+    @property
+    def classes(self):
+        """Classes of the data set, or None."""
+        return CLASSES.get(self.dataset)
+
+
+CLASSES = {"ade": 150, "citys": 19, "pcontext": 59, "voc": 21, "coco": 21}
+
+# GluonCV's segmentation calls its ResNets of deep stem (v1s) by these names.
+_BACKBONES = {f"resnet{depth}": f"resnet{depth}_v1s" for depth in (50, 101, 152)}
+_GRAMMAR = re.compile(f"({'|'.join(HEADS)})_(.+?)(?:_({'|'.join(CLASSES)}))?")
+
+
+def parse_name(name):
+    """Returns the `Name` that {head}_{backbone}[_{dataset}] spells, or None."""
+    spelled = _GRAMMAR.fullmatch(name)
+    if not spelled:
+        return None
+    head, backbone, dataset = spelled.groups()
+    return Name(head, _BACKBONES.get(backbone, backbone), dataset)
+
+
+# Name -> SHA-1 of the files GluonCV published for it, newest first. Others may be spelled.
+SEGMENTERS = {
+    "deeplab_resnest50_ade": ("a8312db6e30a464151580f2bda83479786455724",),
+    "deeplab_resnest101_ade": ("6d05c630fb7acb38615f7f4d360fb90f47b25042",),
+    "deeplab_resnest200_ade": ("9134a6f7d1399b549d5803d8faed3dfc74efc0d8",),
+    "deeplab_resnest269_ade": ("d45b33dedf4cca13b8147213c5360e30f93685bd",),
+    "deeplab_resnet50_ade": ("c7789b237adc7253405bee57c84d53b15db45942",),
+    "deeplab_resnet101_ade": ("bf1584dfcec12063eff3075ee643e181c0f6d443",),
+    "deeplab_resnet50_citys": ("cf6a7bb3d55360933de647a8505f7936003902a4",),
+    "deeplab_resnet101_citys": ("eb8477a91efc244c85b364c0736664078aaf0e65",),
+    **{f"deeplab_resnest{depth}_{dataset}": () for dataset in ("citys", "pcontext")
+       for depth in (50, 101, 200, 269)},
+    "deeplab_resnet50_pcontext": (),
+    "deeplab_resnet101_pcontext": (),
+    "deeplabplus_resnest200_citys": (),
+    "fcn_resnest50_ade": (),
+    "fcn_resnest50_pcontext": (),
+    "psp_resnest50_ade": (),
+    "psp_resnest50_citys": (),
+}
