@@ -4,6 +4,7 @@ Sources: paper tables 1 to 3; the authors' README and ablation.md; GluonCV's Res
 Parameter counts and MACs are measured on these very definitions (tests/test_zoo.py).
 """
 import fnmatch
+import inspect
 import functools
 import re
 from dataclasses import dataclass, replace
