@@ -1,0 +1,198 @@
+"""The table: what it declares is measured; names, options and mistakes."""
+import json
+
+import numpy as np
+import pytest
+from mxnet import init, nd, sym
+
+from gluon_resnest import zoo
+from gluon_resnest.errors import UserError
+from gluon_resnest.models.resnest import ResNeSt
+from gluon_resnest.zoo import get_model, list_models, variant
+
+RESNESTS = list_models("resnest*")
+
+
+def parameters(net):
+    return sum(int(np.prod(param.shape)) for param in net.collect_params().values()
+               if param.grad_req != "null")
+
+
+def gmacs(net, px):
+    """Walks the graph: output pixels times weights of every convolution and dense layer."""
+    graph = net(sym.var("data"))
+    internals = graph.get_internals()
+    _, shapes, _ = internals.infer_shape(data=(1, 3, px, px))
+    shapes = dict(zip(internals.list_outputs(), shapes))
+    nodes = json.loads(graph.tojson())["nodes"]
+    total = 0
+    for node in nodes:
+        if node["op"] in ("Convolution", "FullyConnected"):
+            pixels = np.prod(shapes[node["name"] + "_output"][2:])
+            total += np.prod(shapes[nodes[node["inputs"][1][0]]["name"]]) * pixels
+    return total / 1e9
+
+
+@pytest.mark.parametrize("name", RESNESTS)
+def test_declared_cost_is_measured_cost(name):
+    entry, net = variant(name), get_model(name, dropblock=0)
+    assert parameters(net) == entry.params
+    assert gmacs(net, 224) == pytest.approx(entry.gmacs, abs=0.006 if entry.gmacs < 15 else 0.05)
+
+
+@pytest.mark.parametrize("name, keys, statistics", [
+    ("resnest14", 129, 22336), ("resnest26", 221, 36736), ("resnest50", 405, 64576),
+    ("resnest101", 796, 130112), ("resnest200", 1555, 218432), ("resnest269", 2084, 314432)])
+def test_files_have_as_many_keys_and_statistics_as_the_published_ones(name, keys, statistics):
+    net = get_model(name)
+    assert len(net._collect_params_with_prefix()) == keys
+    assert sum(int(np.prod(param.shape)) for param in net.collect_params().values()
+               if param.grad_req == "null") == statistics
+
+
+@pytest.mark.parametrize("name, millions", [
+    ("resnest14_0s1x64d", 8.06), ("resnest14_1s1x64d", 8.23), ("resnest14_1s1x40d", 5.44),
+    ("resnest14_1s2x64d", 13.63), ("resnest14_2s1x64d", 8.58), ("resnest14", 8.58),
+    ("resnest32", 16.56), ("resnest50", 25.45), ("resnest101_fast_2s1x64d", 46.14)])
+def test_counts_of_the_cifar_report_come_out(name, millions):
+    """Tables I and II, 10 classes."""
+    assert parameters(get_model(name, classes=10)) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_every_name_that_spells_its_numbers_has_them():
+    for name in RESNESTS:
+        spelled = zoo._GRAMMAR.fullmatch(name)
+        if spelled:
+            arch = variant(name).arch
+            assert arch.depths == zoo.DEPTHS[int(spelled.group(1))]
+            assert [arch.radix, arch.cardinality, arch.bottleneck_width] == [
+                int(number) for number in spelled.group(3, 4, 5)]
+
+
+def test_grammar_builds_what_the_table_lacks():
+    assert "resnest26_fast_4s2x40d" not in list_models()
+    net = get_model("resnest26_fast_4s2x40d", classes=3)
+    arch = variant("resnest26_fast_4s2x40d").arch
+    assert (arch.depths, arch.radix, arch.cardinality, arch.pool) == ((2, 2, 2, 2), 4, 2, "before")
+    assert net.prefix == "resnetv1f_"
+    assert get_model("resnest101_2s1x64d").prefix == "resnest_"
+    assert variant("resnest101_2s1x64d").arch == variant("resnest101").arch
+
+
+def test_radix_zero_in_the_fast_family_is_resnet_d(tmp_path):
+    theirs = pytest.importorskip("gluoncv.model_zoo").get_model("resnet50_v1d")
+    theirs.initialize(init.Xavier())
+    x = nd.random.normal(shape=(1, 3, 32, 64))
+    expected = theirs(x).asnumpy()
+    theirs.save_parameters(str(tmp_path / "d.params"))
+    ours = get_model("resnest50_fast_0s1x64d")
+    ours.load_parameters(str(tmp_path / "d.params"))
+    np.testing.assert_allclose(ours(x).asnumpy(), expected, rtol=1e-4,
+                               atol=1e-5 * abs(expected).max())
+
+
+def test_list_models_filters_and_hides_the_test_network():
+    fast = list_models("*fast*")
+    assert len(fast) == 9 and all("fast" in name for name in fast)
+    assert {"resnest50", "resnest101_fast_2s1x64d", "resnest32"} <= set(list_models())
+    assert not list_models("*tiny*") and isinstance(get_model("resnest_tiny"), ResNeSt)
+
+
+def test_weights_state_how_to_evaluate_them():
+    published = {name: variant(name).weights for name in RESNESTS if variant(name).weights}
+    assert len(published) == 13
+    assert {name: published[name].crop_px for name in
+            ("resnest50", "resnest101", "resnest200", "resnest269")} == {
+                "resnest50": 224, "resnest101": 256, "resnest200": 320, "resnest269": 416}
+    for weights in published.values():
+        assert all(len(sha1) == 40 and int(sha1, 16) for sha1 in weights.sha1)
+        assert 75 < weights.top1 < 85 and weights.protocol == "gluon" and weights.source
+
+
+@pytest.mark.parametrize("options, shape", [
+    ({"classes": 7, "in_channels": 1}, (1, 7)), ({"dilated": True}, (1, 1000))])
+def test_options_reach_the_network(options, shape):
+    net = get_model("ResNeSt_Tiny", **options)
+    net.initialize()
+    assert net(nd.zeros((1, options.get("in_channels", 3), 32, 32))).shape == shape
+    assert net.feature_strides[-1] == (8 if "dilated" in options else 32)
+
+
+def test_norm_layer_and_its_arguments_reach_every_layer():
+    given = {"momentum": 0.5}
+    net = get_model("resnest_tiny", norm_layer="frozen", norm_kwargs=given)
+    assert given == {"momentum": 0.5}
+    for name, param in net.collect_params().items():
+        assert param.grad_req == ("null" if "batchnorm" in name else "write")
+
+
+def test_features_only_returns_maps_without_a_classifier():
+    net = get_model("resnest_tiny", features_only=True, out_indices=(2, 3))
+    net.initialize()
+    assert [feature.shape for feature in net(nd.zeros((1, 3, 32, 64)))] == [
+        (1, 128, 2, 4), (1, 256, 1, 2)]
+    assert not any("dense" in name for name in net.collect_params())
+
+
+def test_gluoncv_answers_for_its_own_names():
+    pytest.importorskip("gluoncv")
+    net = get_model("cifar_resnet20_v1", classes=10)
+    net.initialize()
+    assert net(nd.zeros((1, 3, 32, 32))).shape == (1, 10)
+
+
+@pytest.mark.parametrize("options", [{"features_only": True}, {"in_channels": 1}])
+def test_options_gluoncvs_networks_do_not_take_are_refused(options):
+    pytest.importorskip("gluoncv")
+    with pytest.raises(UserError, match=f"'cifar_resnet20_v1' is .*GluonCV.*{list(options)[0]}"):
+        get_model("cifar_resnet20_v1", **options)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("resnest51", "unknown model 'resnest51'.*did you mean 'resnest50'"),
+    ("resnest17_2s1x64d", "depth must be one of 14, 26"),
+    ("resnest50_2s0x64d", "cardinality and width at least 1"),
+    ("resnest50_fast_3s1x64d", "radix 3 and cardinality 1 cannot divide 64 input"),
+])
+def test_names_that_are_none_say_so(name, message):
+    with pytest.raises(UserError, match=message):
+        get_model(name)
+
+
+def test_unknown_names_are_refused_without_gluoncv(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gluoncv", None)
+    with pytest.raises(UserError, match="unknown model 'cifar_resnet20_v1'"):
+        get_model("cifar_resnet20_v1")
+
+
+def test_contradicting_strides_are_refused():
+    with pytest.raises(UserError, match="dilated=True means output_stride=8, got output_stride=16"):
+        get_model("resnest_tiny", dilated=True, output_stride=16)
+
+
+@pytest.mark.parametrize("output_stride", [0, 4, 12])
+def test_other_output_strides_are_refused(output_stride):
+    with pytest.raises(UserError, match="output_stride must be 8, 16 or 32"):
+        get_model("resnest_tiny", output_stride=output_stride)
+
+
+def test_pretrained_loads_the_published_file(tmp_path, monkeypatch):
+    from dataclasses import replace
+    import hashlib
+    net = get_model("resnest_tiny")
+    net.initialize()
+    net.save_parameters(str(tmp_path / "w.params"))
+    sha1 = hashlib.sha1((tmp_path / "w.params").read_bytes()).hexdigest()
+    (tmp_path / "w.params").rename(tmp_path / f"resnest_tiny-{sha1[:8]}.params")
+    weights = zoo.Weights((sha1,), 224, 80.0, None, "test")
+    entry = replace(zoo.variant("resnest_tiny"), weights=weights)
+    monkeypatch.setitem(zoo._HIDDEN, "resnest_tiny", entry)
+    for pretrained in (True, sha1[:8]):
+        loaded = get_model("resnest_tiny", pretrained=pretrained, root=str(tmp_path))
+        for mine, other in zip(loaded.collect_params().values(), net.collect_params().values()):
+            assert (mine.data() == other.data()).min().asscalar() == 1
+
+
+def test_pretrained_without_published_weights_says_so():
+    with pytest.raises(UserError, match="no weights were ever published for 'resnest_tiny'"):
+        get_model("resnest_tiny", pretrained=True)
