@@ -115,6 +115,19 @@ def test_restore_of_nothing_is_a_fresh_state(tmp_path):
     assert Checkpoints(tmp_path / "none").restore(net, update_of(net), Comm()) == State()
 
 
+def test_the_best_is_restored_and_else_the_newest(tmp_path):
+    nets, checkpoints = [net_of(), net_of()], Checkpoints(tmp_path)
+    assert checkpoints.restore_best(nets[0], Comm()) is None
+    for step, net in zip((1, 2), nets):
+        checkpoints.save(net, update_of(net), State(step=step, best=0.5, best_step=1))
+    for step, net in zip((1, 2), nets):
+        other = net_of()
+        assert checkpoints.restore_best(other, Comm()).step == step
+        np.testing.assert_array_equal(other[0].weight.data().asnumpy(),
+                                      net[0].weight.data().asnumpy())
+        (checkpoints.path(1) / "state.json").write_text("")
+
+
 def test_keeps_the_newest_and_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in range(10, 60, 10):

@@ -190,7 +190,7 @@ def _continued(start, seed, workers, steps_per_epoch):
         raise UserError(f"the checkpoint of step {start.step} was trained with "
                         f"{start.steps_per_epoch} steps per epoch, this run has {steps_per_epoch}; "
                         "use the same data and batch, or another workdir")
-    if start.workers != workers and workers:
+    if start.workers != workers:
         _log.warning("step %d was reached by %d workers and goes on with %d: sums over workers and "
                      "what is drawn on a device differ from an undisturbed run", start.step,
                      start.workers, workers)
