@@ -4,8 +4,8 @@ Sources: paper tables 1 to 3; the authors' README and ablation.md; GluonCV's Res
 Parameter counts and MACs are measured on these very definitions (tests/test_zoo.py).
 """
 import fnmatch
-import inspect
 import functools
+import inspect
 import re
 from dataclasses import dataclass, replace
 from typing import Optional, Tuple, Union
@@ -19,6 +19,7 @@ from gluon_resnest.models.baselines import (ResNet, ResNetArchitecture, Selectiv
 from gluon_resnest.models.efficientnet import EfficientNet, EfficientNetArchitecture
 from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
+from gluon_resnest.models.simple_pose import SimplePose
 from gluon_resnest.models.split_attention import SplitAttention
 
 
@@ -248,6 +249,30 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
     if pretrained:
         _load(net, name, entry.weights, pretrained, root, ctx)
     return FeatureExtractor(net, out_indices) if features_only else net
+
+
+def list_pose_models(pattern="*"):
+    """Returns the names of the pose networks of the paper's table 8 that match a shell pattern."""
+    return fnmatch.filter([POSE + name for name in ("resnest50", "resnest101", "resnest200",
+                                                    "resnest269", "resnet50", "resnet101")],
+                          pattern)
+
+
+def pose_model(backbone, joints=17, *, norm_layer=None, norm_kwargs=None, dropblock=0.0):
+    """Builds SimplePose on a network of the table (paper, appendix B.1).
+
+    Args:
+      backbone: its name.
+      joints: number of heat maps.
+      norm_layer, norm_kwargs: see `models.norm.norm_layer`; of backbone and deconvolutions.
+      dropblock: probability in the backbone; the published runs had none.
+
+    Returns:
+      `models.simple_pose.SimplePose`.
+    """
+    features = get_model(backbone, norm_layer=norm_layer, norm_kwargs=norm_kwargs,
+                         dropblock=dropblock, features_only=True, out_indices=(3,))
+    return SimplePose(features, joints, norm_constructor(norm_layer, norm_kwargs))
 
 
 def load_weights(net, name, source, *, root=None, ctx=None):
