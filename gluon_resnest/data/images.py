@@ -64,6 +64,29 @@ def decode(data):
             raise BadImage(f"damaged image: {error}") from error
 
 
+def decode_labels(data):
+    """Decodes an image whose pixels are numbers, not colours.
+
+    Args:
+      data: bytes of an image of one channel, 1 to 16 bits; of a palette image the indices count.
+
+    Returns:
+      uint8 or int32 (H, W).
+
+    Raises:
+      BadImage: if it is no image, damaged, truncated or of several channels.
+    """
+    with _opened(data) as image, _strict():
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16L", "I;16B"):
+            raise BadImage(f"expected one number a pixel, got a picture of mode {image.mode}")
+        try:
+            values = np.array(image)
+        except _FAULTS as error:
+            raise BadImage(f"damaged image: {error}") from error
+    return values.astype(np.uint8 if values.dtype.kind == "b" or values.itemsize == 1
+                         else np.int32, copy=False)
+
+
 def read_file(path):
     """Returns the bytes of a file.
 

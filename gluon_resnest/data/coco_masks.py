@@ -1,0 +1,66 @@
+"""Semantic labels from COCO's instance annotations: 0 is background, then the categories by id."""
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MissingExtra, UserError
+from . import images
+
+CROWD = 65535       # value of pixels that only a crowd covers; nobody says what they are
+
+
+class CocoMasks:
+    """A source of images with instance annotations; smaller things lie on top of larger ones.
+
+    Args:
+      annotations: JSON file such as instances_val2017.json.
+      folder: of its images.
+
+    Attributes:
+      names: of the values, tuple of str; values count from 0, the background.
+
+    Raises:
+      UserError: if a file is missing or is no such JSON.
+    """
+
+    def __init__(self, annotations, folder):
+        try:
+            from pycocotools.coco import COCO
+        except ImportError:
+            raise MissingExtra("pycocotools", "coco") from None
+        self._folder = Path(folder)
+        try:
+            self._coco = COCO(str(annotations))
+            numbers = sorted(self._coco.cats)
+            self.names = ("background", *(self._coco.cats[number]["name"] for number in numbers))
+            self._files = sorted((number, image["file_name"])
+                                 for number, image in self._coco.imgs.items())
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise UserError(f"{annotations} cannot be read as COCO's instance annotations "
+                            f"({error}); expected images, annotations and categories") from error
+        self._values = {number: value for value, number in enumerate(numbers, 1)}
+
+    def __len__(self):
+        return len(self._files)
+
+    def read(self, index):
+        number, file = self._files[index]
+        image = images.load(self._folder / file)
+        values = np.zeros(image.shape[:2], np.int32)
+        things = self._coco.loadAnns(self._coco.getAnnIds(imgIds=[number]))
+        order = sorted(things, key=lambda thing: (not thing.get("iscrowd", 0), -thing["area"]))
+        for thing in order:
+            mask = self._coco.annToMask(thing).astype(bool)
+            if mask.shape != values.shape:
+                raise UserError(f"{self.name(index)} is {values.shape[0]} x {values.shape[1]} "
+                                f"pixels (height x width), but its annotations are for "
+                                f"{mask.shape[0]} x {mask.shape[1]}; use the images they were "
+                                "made for")
+            values[mask] = CROWD if thing.get("iscrowd", 0) else self._values[thing["category_id"]]
+        return image, values
+
+    def image_bytes(self, index):
+        return images.read_file(self._folder / self._files[index][1])
+
+    def name(self, index):
+        return str(self._folder / self._files[index][1])
