@@ -234,7 +234,8 @@ def _draw_block(axes, block, boxes, ranks, columns, lanes, places):
     cells = set(zip(columns, ranks))
     for (source, target), lane in lanes.items():
         _draw_edge(axes, places, cells, (columns[source], ranks[source]), lane,
-                   (columns[target], ranks[target]), boxes[target].kinds[0] in _SIGNS)
+                   (columns[target], ranks[target]), boxes[source].kinds[0] in _SIGNS,
+                   boxes[target].kinds[0] in _SIGNS)
     for i, box in enumerate(boxes):
         _draw_box(axes, places[columns[i]], ranks[i], box)
 
@@ -274,7 +275,7 @@ def _draw_box(axes, x, y, box):
               ha="center", va="center", color=_GREY, zorder=4)
 
 
-def _draw_edge(axes, places, cells, start, lane, end, into_sign):
+def _draw_edge(axes, places, cells, start, lane, end, from_sign, into_sign):
     """Draws an arrow from cell `start` to `end`, both (column, row), that passes in `lane`.
 
     It leaves and enters sideways where no box stands in the way, else between two rows.
@@ -289,7 +290,7 @@ def _draw_edge(axes, places, cells, start, lane, end, into_sign):
 
     x0, x, x1 = places[start[0]], places[lane], places[end[0]]
     points = [(x0, start[1])]
-    if clear(*start):
+    if clear(*start) and not from_sign:
         points.append((x, start[1]))
     else:
         points += [(x0, start[1] + 0.5), (x, start[1] + 0.5)]
