@@ -111,12 +111,12 @@ def work(folder):
     comm.shutdown()
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[1] + [pytest.param(size, marks=pytest.mark.horovod)
+                                           for size in (2, 3)])
 def seen(request, tmp_path_factory):
     """What each of 1 (in this process), 2 or 3 workers saw."""
     if request.param == 1:
         return [json.loads(json.dumps(observe(connect({}))))]
-    pytest.importorskip("horovod", reason="needs horovod: make demo builds it")
     code, text, seen = launch(request.param, __file__, tmp_path_factory.mktemp("job"))
     assert code == 0, text
     return seen

@@ -330,7 +330,6 @@ def work(folder):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    pytest.importorskip("horovod", reason="needs horovod: make demo builds it")
     folder = tmp_path_factory.mktemp("pair")
     code, text, seen = launch(2, __file__, folder)
     assert code == 0, text
