@@ -112,7 +112,7 @@ def work(folder):
 
 
 @pytest.fixture(scope="module", params=[1] + [pytest.param(size, marks=pytest.mark.horovod)
-                                           for size in (2, 3)])
+                                                    for size in (2, 3)])
 def seen(request, tmp_path_factory):
     """What each of 1 (in this process), 2 or 3 workers saw."""
     if request.param == 1:
