@@ -107,9 +107,9 @@ def _parser(recipes, task_class):
     run.add_argument("--data-workers", type=int, default=2, metavar="N",
                      help="loader processes of each worker; the result does not depend on it "
                      "(default: %(default)s)")
-    run.add_argument("--log-every", type=int, default=50, metavar="STEPS",
+    run.add_argument("--log-every", type=_positive, default=50, metavar="STEPS",
                      help="steps between log lines (default: %(default)s)")
-    run.add_argument("--keep", type=int, default=3, metavar="K",
+    run.add_argument("--keep", type=_positive, default=3, metavar="K",
                      help="newest checkpoints to keep, besides the best (default: %(default)s)")
     task_class.add_flags(run)
     fields = dataclasses.fields(next(iter(recipes.values())))
@@ -122,6 +122,13 @@ def _parser(recipes, task_class):
                              getattr(field.type, "__name__", "VALUE").upper(),
                              help=field.metadata["help"].replace("%", "%%"))
     return parser
+
+
+def _positive(word):
+    """Reads a flag's whole number of at least 1; argparse reports what is wrong with another."""
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {word!r}")
+    return int(word)
 
 
 def execute(recipe, run, task_class):
@@ -215,10 +222,10 @@ def _claim(workdir, recipe, run):
     config = {"model": run.model, "recipe": recipe.to_json(),
               "data": {name: value for name, value in vars(run).items()
                        if name in ("data", "rec_train", "rec_val", "weights")}}
-    path = workdir / "config.json"
+    path, started = workdir / "config.json", (workdir / "checkpoints").is_dir()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        if not path.exists() or not started:
             from gluon_resnest import __version__
             from gluon_resnest.engine.report import commit
             config.update(version=__version__, commit=commit())
@@ -236,7 +243,7 @@ def _claim(workdir, recipe, run):
     if changed:
         raise UserError(f"--workdir {workdir} holds a run of another recipe ({'; '.join(changed)}"
                         "); give another directory, or the same recipe")
-    if run.resume == "never" and (workdir / "checkpoints").is_dir():
+    if run.resume == "never":
         raise UserError(f"--workdir {workdir} has checkpoints and --resume is never; use "
                         "--resume auto to continue, or give another directory")
 

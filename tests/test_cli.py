@@ -204,8 +204,22 @@ def test_workdir_of_another_recipe(capsys, tmp_path, rec):
     assert_one_sentence(run(capsys, *words), "epochs: 1 there, 2 now")
 
 
+def test_a_mistake_before_the_first_checkpoint_does_not_claim_the_workdir(capsys, tmp_path, rec):
+    words = [*TINY, "--rec-train", rec, "--workdir", tmp_path / "run"]
+    assert_one_sentence(run(capsys, *words, "--epochs", "1"), "--rec-val")
+    code, _, err = run(capsys, *words, "--rec-val", rec)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("flag", ["--log-every", "--keep"])
+@pytest.mark.parametrize("word", ["0", "-1", "some"])
+def test_counts_must_be_positive(capsys, flag, word):
+    code, _, err = run(capsys, flag, word)
+    assert code == 2 and "a whole number of at least 1" in err
+
+
 def test_workdir_with_a_foreign_config(capsys, tmp_path, rec):
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text("[1, 2")
     assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
                             tmp_path / "run"), "not a config.json")
