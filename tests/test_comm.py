@@ -111,8 +111,10 @@ def work(folder):
     comm.shutdown()
 
 
-@pytest.fixture(scope="module", params=[1] + [pytest.param(size, marks=pytest.mark.horovod)
-                                                    for size in (2, 3)])
+TOGETHER = [pytest.param(size, marks=pytest.mark.horovod) for size in (2, 3)]
+
+
+@pytest.fixture(scope="module", params=[1, *TOGETHER])
 def seen(request, tmp_path_factory):
     """What each of 1 (in this process), 2 or 3 workers saw."""
     if request.param == 1:
