@@ -19,6 +19,8 @@ _replaced = []      # (namespace, key, what it was), in the order of replacement
 def register(overwrite=False):
     """Makes `gluoncv.model_zoo.get_model` find the networks of `zoo.list_models()`.
 
+    And those of `zoo.list_pose_models()`, as its pose scripts call for theirs.
+
     A network built through GluonCV starts with DropBlock at probability 0, because GluonCV's
     detectors, segmentation script and pose networks run without it; GluonCV's `set_drop_prob` and
     `DropBlockScheduler` reach it. Calling `register` again replaces the earlier registration.
@@ -36,10 +38,12 @@ def register(overwrite=False):
     for name in zoo.list_models():
         if name not in models:
             _replace(models, name, _builder(name))
-        elif overwrite and name.startswith("resnest"):
+        elif overwrite and "resnest" in name:
             _replace(models, name, _builder(name))
-            for holder in _HOLDERS:
+            for holder in _HOLDERS if name.startswith("resnest") else ():
                 _replace(vars(_module(holder)), name, _builder(name))
+    for name in zoo.list_pose_models():
+        _replace(models, name, _pose_builder(name))
     dropblock = vars(_module("gluoncv.nn.dropblock"))
     _replace(dropblock, "set_drop_prob", _reaching_ours(dropblock["set_drop_prob"]))
 
@@ -69,12 +73,30 @@ def _module(name):
 def _builder(name):
     """Returns a function that builds our network as GluonCV's consumers call for theirs."""
     def build(pretrained=False, root=None, ctx=None, use_global_stats=False, norm_kwargs=None,
-              **options):
+              base_size=None, crop_size=None, **options):
+        # The last two fix the image size of GluonCV's segmentation networks; ours take any.
         if use_global_stats:
             norm_kwargs = {**(norm_kwargs or {}), "use_global_stats": True}
         net = zoo.get_model(name, pretrained=pretrained, root=root, ctx=ctx,
                             norm_kwargs=norm_kwargs, **options)
         set_drop_prob(net, 0)
+        return net
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"Builds {name} of gluon_resnest."
+    return build
+
+
+def _pose_builder(name):
+    """Returns a function that builds our pose network as GluonCV's consumers call for theirs."""
+    backbone = name[len(zoo.POSE):]
+
+    def build(pretrained=False, root=None, ctx=None, num_joints=17, pretrained_base=False,
+              pretrained_ctx=None, norm_layer=None, norm_kwargs=None):
+        if pretrained:
+            return zoo.get_model(name, pretrained=pretrained, root=root, ctx=ctx)
+        net = zoo.pose_model(backbone, num_joints, norm_layer=norm_layer, norm_kwargs=norm_kwargs)
+        if pretrained_base:
+            zoo.load_backbone_weights(net.backbone, backbone, root=root, ctx=pretrained_ctx)
         return net
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"Builds {name} of gluon_resnest."

@@ -10,12 +10,13 @@ from mxnet.gluon import nn
 
 from gluon_resnest.models.dropblock import DropBlock
 from gluon_resnest.models.norm import norm_layer
-from gluon_resnest.models.resnest import EXPANSION, Backbone, Bottleneck, chain, stage_plan
+from gluon_resnest.models.resnest import (EXPANSION, Backbone, Bottleneck, chain, deep_stem,
+                                          stage_plan)
 
 
 @dataclass(frozen=True)
 class ResNetArchitecture:
-    """What tells these networks apart; all have a 7x7 stem and a strided 1x1 shortcut.
+    """What tells these networks apart; all have a strided 1x1 shortcut.
 
     Attributes:
       depths: blocks in each of the four stages.
@@ -25,6 +26,8 @@ class ResNetArchitecture:
       gate: constructor of a block that weights the residual, called with `channels`.
       early_stride: the first 1x1 convolution strides instead of the 3x3 (He et al. 2016; the
         backbones called MSRA in detection).
+      stem_width: channels of a stem of three 3x3 convolutions, as in `resnest.Architecture`; None
+        is the 7x7 stem.
       dropblock, final_drop: as in `resnest.Architecture`.
     """
 
@@ -35,6 +38,7 @@ class ResNetArchitecture:
     transform: Optional[Callable] = None
     gate: Optional[Callable] = None
     early_stride: bool = False
+    stem_width: Optional[int] = None
     dropblock: float = 0.0
     final_drop: float = 0.0
 
@@ -139,10 +143,12 @@ class ResNet(Backbone):
         self.feature_strides = tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
         dropblock = arch.dropblock if dropblock is None else dropblock
         final_drop = arch.final_drop if final_drop is None else final_drop
-        inputs = (64,) + self.feature_channels[:3]
+        stem = 2 * arch.stem_width if arch.stem_width else 64
+        inputs = (stem,) + self.feature_channels[:3]
         with self.name_scope():
-            self.conv1 = nn.Conv2D(64, 7, 2, 3, use_bias=False, in_channels=in_channels)
-            self.bn1 = norm(in_channels=64)
+            self.conv1 = (deep_stem(arch.stem_width, in_channels, norm) if arch.stem_width else
+                          nn.Conv2D(64, 7, 2, 3, use_bias=False, in_channels=in_channels))
+            self.bn1 = norm(in_channels=stem)
             self.relu = nn.Activation("relu")
             self.maxpool = nn.MaxPool2D(3, 2, padding=1)
             for stage in range(4):

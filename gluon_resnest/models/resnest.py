@@ -193,7 +193,7 @@ class ResNeSt(Backbone):
         final_drop = arch.final_drop if final_drop is None else final_drop
         inputs = (2 * arch.stem_width,) + self.feature_channels[:3]
         with self.name_scope():
-            self.conv1 = _deep_stem(arch.stem_width, in_channels, norm)
+            self.conv1 = deep_stem(arch.stem_width, in_channels, norm)
             self.bn1 = norm(in_channels=2 * arch.stem_width)
             self.relu = nn.Activation("relu")
             self.maxpool = nn.MaxPool2D(3, 2, padding=1)
@@ -249,7 +249,7 @@ def initialize(net, ctx=None):
     net.initialize(KAIMING, ctx=ctx)
 
 
-def _deep_stem(width, in_channels, norm):
+def deep_stem(width, in_channels, norm):
     """Three 3x3 convolutions in place of the 7x7 one (He et al. 2019, ResNet-C)."""
     stem = nn.HybridSequential(prefix="conv1")
     for channels, inputs, strides in ((width, in_channels, 2), (width, width, 1)):

@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 import mxnet as mx
 from mxnet.gluon import nn
 
-from gluon_resnest.errors import check_choice
+from gluon_resnest.errors import UserError, check_choice
 from gluon_resnest.models.deeplab import DeepLabHead, DeepLabPlusHead, conv_norm, resize_like
 from gluon_resnest.models.graphs import TwoGraphs
 from gluon_resnest.models.norm import norm_layer
@@ -105,6 +105,10 @@ class Segmenter(TwoGraphs):
                         for head in self.heads())
         return outputs if len(outputs) > 1 else outputs[0]
 
+    def predict(self, x):
+        """Returns the logits of the main head, as GluonCV's networks do by this name."""
+        return self(x) if self.auxlayer is None else self(x)[0]
+
     def heads(self):
         """Returns the heads there are, the main one first."""
         return [head for head in (self.head, self.auxlayer) if head is not None]
@@ -118,17 +122,22 @@ def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer())
     """Builds the heads for a backbone.
 
     Args:
-      backbone: a `resnest.Backbone` of output stride 8 or 16.
+      backbone: a `resnest.Backbone` of output stride 8, as published, or 16.
       classes: length of the logits.
       head: a name of HEADS.
       aux: whether there is an auxiliary FCN head on the third map (Zhao et al. 2017, section 3.3).
       norm: constructor of the heads' normalisation layers.
 
     Raises:
-      UserError: if there is no such head.
+      UserError: if there is no such head, or the backbone is of another kind or stride.
     """
     check_choice("head", head, HEADS)
+    if not isinstance(backbone, Backbone):
+        raise UserError(f"a segmentation network needs a backbone of four stages, got "
+                        f"{type(backbone).__name__}; take a ResNeSt or ResNet")
     maps = backbone.feature_channels, backbone.feature_strides
+    if maps[1][3] not in (8, 16):
+        raise UserError(f"a segmentation network needs output_stride 8 or 16, got {maps[1][3]}")
     auxlayer = FCNHead(*maps, classes, norm=norm, level=2, prefix="auxlayer_") if aux else None
     return Segmenter(backbone, HEADS[head](*maps, classes, norm=norm), auxlayer)
 
