@@ -76,3 +76,14 @@ class PixelCrossEntropy(HybridBlock):
                                                         F.reshape(least, shape=(-1, 1, 1)))
             losses = losses * counts
         return F.sum(losses), F.sum(counts)
+
+
+class JointHeatmapLoss(HybridBlock):
+    """Computes half the mean squared difference of heat maps, weighted by joint (SimplePose).
+
+    Call with `heatmaps` and `targets`, both (N, J, H, W), and `weights` (N, J, 1, 1); the mean is
+    over all pixels, those of weight 0 included. Returns a scalar of shape (1,).
+    """
+
+    def hybrid_forward(self, F, heatmaps, targets, weights):
+        return F.mean(F.broadcast_mul(weights, F.square(heatmaps - targets))) / 2

@@ -13,12 +13,13 @@ from typing import Optional, Tuple, Union
 import mxnet as mx
 
 from gluon_resnest.errors import UserError, nearest
-from gluon_resnest.interop.weights import load_parameters
-from gluon_resnest.models.baselines import (ResNet, ResNetArchitecture, SelectiveKernel,
-                                            SqueezeExcitation)
+from gluon_resnest.interop.weights import load_backbone, load_parameters
+from gluon_resnest.models.baselines import (
+    ResNet, ResNetArchitecture, SelectiveKernel, SqueezeExcitation)
 from gluon_resnest.models.efficientnet import EfficientNet, EfficientNetArchitecture
 from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
+from gluon_resnest.models.segmentation import SEGMENTERS, parse_name, segmenter
 from gluon_resnest.models.simple_pose import SimplePose
 from gluon_resnest.models.split_attention import SplitAttention
 
@@ -148,6 +149,10 @@ VARIANTS = {
     "resnet101": Variant(_resnet(101), 44549160, 7.80),
     "resnet50_msra": Variant(_resnet(50, early_stride=True), 25557032, 3.86),
     "resnet101_msra": Variant(_resnet(101, early_stride=True), 44549160, 7.57),
+    # Deep stem, strided shortcut: what GluonCV's segmentation calls resnet50 (its resnet50_v1s).
+    "resnet50_v1s": Variant(_resnet(50, stem_width=64)),
+    "resnet101_v1s": Variant(_resnet(101, stem_width=64)),
+    "resnet152_v1s": Variant(_resnet(152, stem_width=64)),
     "resnet50d": Variant(replace(_fast(50, 0, 1, 64), dropblock=0.0), 25576264, 4.33),
     "resnet101d": Variant(replace(_fast(101, 0, 1, 64), dropblock=0.0), 44568392, 8.04),
     "resnext50_32x4d": Variant(_resnet(50, **_RESNEXT), 25028904, 4.23),
@@ -174,12 +179,14 @@ _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "
 _HIDDEN = {"resnest_tiny": Variant(Architecture((1, 1, 1, 1), stem_width=8,
                                                 widths=(8, 16, 32, 64), bottleneck_width=64))}
 
+POSE = "simple_pose_"       # before the name of a backbone: the pose network on it
+
 _GRAMMAR = re.compile(r"resnest(\d+)(_fast)?_(\d)s(\d+)x(\d+)d")
 
 
 def list_models(pattern="*"):
     """Returns the names in the table that match a shell pattern such as "*fast*", in its order."""
-    return fnmatch.filter(VARIANTS, pattern)
+    return fnmatch.filter([*VARIANTS, *SEGMENTERS], pattern)
 
 
 def variant(name):
@@ -207,33 +214,57 @@ def variant(name):
 def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_layer=None,
               norm_kwargs=None, dilated=False, last_gamma=False, *, in_channels=3,
               output_stride=None, dropblock=None, final_drop=None, features_only=False,
-              out_indices=(0, 1, 2, 3)):
+              out_indices=(0, 1, 2, 3), aux=True):
     """Builds a network by name; GluonCV's zoo answers for the names that are its own.
 
     Args:
-      name: see `variant`; case does not matter.
+      name: see `variant`, or "simple_pose_" and such a name, or {head}_{such a name}[_{data set}]
+        as in `models.segmentation.parse_name`; case does not matter.
       pretrained: True for the newest published weights, or the first 8 digits of a version's SHA-1.
       root: folder of weight files; None is that of `interop.store`.
       ctx: where pretrained parameters go; None is the CPU.
-      classes: length of the logits.
+      classes: length of the logits; the default means 1000, or as many as the data set has.
       norm_layer, norm_kwargs: see `models.norm.norm_layer`.
       dilated: GluonCV's word for `output_stride=8`.
       last_gamma: start each residual branch at zero.
       in_channels: channels of the image.
-      output_stride: 8, 16 or 32 (the default).
+      output_stride: 8, 16 or 32 (the default; 8 for segmentation).
       dropblock, final_drop: probabilities; None takes the variant's.
       features_only: return a `FeatureExtractor` of `out_indices` without a classifier.
       out_indices: which of the four feature maps.
+      aux: whether a segmentation network has its auxiliary head.
 
     Raises:
       UserError: if the name is unknown or an argument does not fit.
     """
     name = name.lower()
-    if not (name in VARIANTS or name in _HIDDEN or _GRAMMAR.fullmatch(name)):
+    spelled = parse_name(name)
+    if spelled and _is_ours(spelled.backbone):
+        _refuse_given(f"{name!r} is a segmentation network, which has no", dict(
+            last_gamma=last_gamma, in_channels=in_channels, final_drop=final_drop,
+            features_only=features_only, out_indices=out_indices))
+        backbone = get_model(spelled.backbone, norm_layer=norm_layer, norm_kwargs=norm_kwargs,
+                             output_stride=output_stride or 8, dropblock=dropblock or 0.0)
+        net = segmenter(backbone, spelled.classes or classes if classes == 1000 else classes,
+                        head=spelled.head, aux=aux, norm=norm_constructor(norm_layer, norm_kwargs))
+        if pretrained:
+            _load(net, name, pretrained, root, ctx)
+        return net
+    if name.startswith(POSE) and _is_ours(name[len(POSE):]):
+        _refuse_given(f"{name!r} is a pose network, which has no", dict(
+            classes=classes, dilated=dilated, last_gamma=last_gamma, in_channels=in_channels,
+            output_stride=output_stride, final_drop=final_drop, features_only=features_only,
+            out_indices=out_indices))
+        net = pose_model(name[len(POSE):], norm_layer=norm_layer, norm_kwargs=norm_kwargs,
+                         dropblock=dropblock or 0.0)
+        if pretrained:
+            _load(net, name, pretrained, root, ctx)
+        return net
+    if not _is_ours(name):
         return _from_gluoncv(
             name, theirs=dict(pretrained=pretrained, root=root, ctx=ctx, classes=classes,
                               norm_layer=norm_layer, norm_kwargs=norm_kwargs, dilated=dilated,
-                              last_gamma=last_gamma),
+                              last_gamma=last_gamma, aux=aux),
             ours=dict(in_channels=in_channels, output_stride=output_stride, dropblock=dropblock,
                       final_drop=final_drop, features_only=features_only, out_indices=out_indices))
     if dilated and output_stride not in (None, 8):
@@ -247,7 +278,7 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
                 dropblock=dropblock, final_drop=final_drop,
                 prefix="resnetv1f_" if "_fast_" in name else prefix)
     if pretrained:
-        _load(net, name, entry.weights, pretrained, root, ctx)
+        _load(net, name, pretrained, root, ctx)
     return FeatureExtractor(net, out_indices) if features_only else net
 
 
@@ -275,27 +306,53 @@ def pose_model(backbone, joints=17, *, norm_layer=None, norm_kwargs=None, dropbl
     return SimplePose(features, joints, norm_constructor(norm_layer, norm_kwargs))
 
 
-def load_weights(net, name, source, *, root=None, ctx=None):
+def load_weights(net, name, source, *, root=None, ctx=None, ignore=()):
     """Loads parameters into a network of the table, strictly.
 
     Args:
-      net: the network, as `get_model(name)` builds it.
-      name: its name.
+      net: the network, as `get_model(name)` builds it, or another one with its stages.
+      name: whose parameters they are.
       source: path or URL of a parameter file, or "published" for the newest weights of the table.
+      root: folder of downloaded files; None is that of `interop.store`.
+      ctx: where the parameters go; None is the CPU.
+      ignore: patterns of names that only one side has; see `interop.weights.load_parameters`.
+    """
+    from gluon_resnest.interop import store
+    if source == "published":
+        _load(net, name, True, root, ctx, ignore)
+    else:
+        load_parameters(net, store.fetch(source, root), ctx=ctx or mx.cpu(), ignore=ignore)
+
+
+def load_backbone_weights(backbone, source, *, root=None, ctx=None):
+    """Gives a backbone the values of a trained classifier; see `interop.weights.load_backbone`.
+
+    Args:
+      backbone: a `FeatureExtractor`, or a Block with other children of a classifier.
+      source: name of the table, whose published weights are taken; or path or URL of a file.
       root: folder of downloaded files; None is that of `interop.store`.
       ctx: where the parameters go; None is the CPU.
     """
     from gluon_resnest.interop import store
-    if source == "published":
-        _load(net, name, variant(name).weights, True, root, ctx)
+    if _is_ours(source):
+        file = store.resolve(source, _published(source), True, root)
     else:
-        load_parameters(net, store.fetch(source, root), ctx=ctx or mx.cpu())
+        file = store.fetch(source, root)
+    load_backbone(backbone, file, ctx=ctx or mx.cpu())
 
 
-def _load(net, name, weights, pretrained, root, ctx):
+def _load(net, name, pretrained, root, ctx, ignore=()):
     from gluon_resnest.interop import store
-    file = store.resolve(name, weights.sha1 if weights else (), pretrained, root)
-    load_parameters(net, file, ctx=ctx or mx.cpu())
+    file = store.resolve(name, _published(name), pretrained, root)
+    load_parameters(net, file, ctx=ctx or mx.cpu(), ignore=ignore)
+
+
+def _published(name):
+    """Returns the SHA-1 of the files published for a name, newest first."""
+    if parse_name(name) or name.startswith(POSE):
+        return SEGMENTERS.get(name, ())
+    weights = variant(name).weights
+    return weights.sha1 if weights else ()
 
 
 def _from_gluoncv(name, *, theirs, ours):
@@ -311,11 +368,21 @@ def _from_gluoncv(name, *, theirs, ours):
         return variant(name)  # raises: the name is not ours either
     if name not in model_zoo.get_model_list():
         return variant(name)
+    _refuse_given(f"{name!r} is a network of GluonCV's, which knows no", ours)
+    return model_zoo.get_model(name, **_given(theirs))
+
+
+def _refuse_given(sentence, options):
+    """Raises a UserError for the first of `get_model`'s options that is not at its default."""
+    for key in _given(options):
+        raise UserError(f"{sentence} {key}; leave {key} out, or take one of list_models()")
+
+
+def _given(options):
+    """Returns those of `get_model`'s options that are not at their defaults."""
     parameters = inspect.signature(get_model).parameters
-    defaults = {key: parameter.default for key, parameter in parameters.items()}
-    for key, value in ours.items():
-        if value != defaults[key]:
-            raise UserError(f"{name!r} is a network of GluonCV's, which knows no {key}; leave "
-                            f"{key} out, or take one of list_models()")
-    return model_zoo.get_model(name, **{key: value for key, value in theirs.items()
-                                        if value != defaults[key]})
+    return {key: value for key, value in options.items() if value != parameters[key].default}
+
+
+def _is_ours(name):
+    return name in VARIANTS or name in _HIDDEN or bool(_GRAMMAR.fullmatch(name))

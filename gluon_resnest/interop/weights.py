@@ -29,8 +29,9 @@ def load_parameters(net, file, *, ctx=None, ignore=()):
     """Loads a parameter file into a net, all of it or nothing.
 
     Names, shapes, types and finiteness are checked before the net is touched. Reads the structural
-    names of `Block.save_parameters` and the `arg:`/`aux:` names of `HybridBlock.export`. Floating
-    point values are cast to the type of the parameter; other types must agree.
+    names of `Block.save_parameters`, the `arg:`/`aux:` names of `HybridBlock.export`, and names
+    whose beginning is in the net's `name_aliases` ({theirs: ours}), if it has any. Floating point
+    values are cast to the type of the parameter; other types must agree.
 
     Args:
       net: Block; its parameters may be uninitialised, deferred or initialised.
@@ -44,10 +45,33 @@ def load_parameters(net, file, *, ctx=None, ignore=()):
       UserError: if the file is absent, damaged, not finite, or does not fit the net.
     """
     targets = net._collect_params_with_prefix()
-    arrays = _structural(read_params(file), net, targets)
+    arrays = _ours(_structural(read_params(file), net, targets), net)
     kept = _not_ignored(ignore, targets, arrays)
-    targets = {name: param for name, param in targets.items() if name in kept}
-    arrays = {name: array for name, array in arrays.items() if name in kept}
+    _place(file, {name: param for name, param in targets.items() if name in kept},
+           {name: array for name, array in arrays.items() if name in kept}, ctx)
+
+
+def load_backbone(backbone, file, *, ctx=None):
+    """Loads a classifier's parameter file into what has its stages: all of them or nothing.
+
+    Args:
+      backbone: Block with some of a classifier's children under their names, a `FeatureExtractor`.
+      file: `.params` file of the classifier; its other children, such as `fc`, are left out.
+      ctx: as in `load_parameters`.
+
+    Raises:
+      UserError: as `load_parameters`.
+    """
+    targets = backbone._collect_params_with_prefix()
+    children = {name.partition(".")[0] for name in targets}
+    arrays = {name[4:] if name.startswith(("arg:", "aux:")) else name: array
+              for name, array in read_params(file).items()}
+    _place(file, targets, {name: array for name, array in arrays.items()
+                           if name.partition(".")[0] in children}, ctx)
+
+
+def _place(file, targets, arrays, ctx):
+    """Sets parameters, {name: Parameter}, to arrays of the same names, or changes nothing."""
     _check_fit(file, targets, arrays)
     values = {name: _cast(file, name, array, targets[name].dtype) for name, array in arrays.items()}
     for name, value in values.items():
@@ -175,6 +199,19 @@ def _structural(arrays, net, targets):
         raise UserError("the file holds the exported (`arg:`, `aux:`) names of another net than "
                         f"{type(net).__name__}; load it with SymbolBlock.imports, or {_CONVERT}")
     return {names[name]: array for name, array in renamed.items()}
+
+
+def _ours(arrays, net):
+    """Translates the beginnings of names that the net's `name_aliases` has, if it has any."""
+    aliases = getattr(net, "name_aliases", {})
+
+    def renamed(name):
+        for theirs, ours in aliases.items():
+            if name.startswith(theirs):
+                return ours + name[len(theirs):]
+        return name
+
+    return {renamed(name): array for name, array in arrays.items()}
 
 
 def _not_ignored(ignore, targets, arrays):

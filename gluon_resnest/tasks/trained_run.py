@@ -26,17 +26,40 @@ def open_run(directory, *, ctx=None):
     Raises:
       UserError: if it is no run directory, or has no whole checkpoint.
     """
-    directory = Path(directory)
-    recipe = _recipe(directory)
-    checkpoints = checkpoint.Checkpoints(directory / "checkpoints")
+    recipe = _recipe(Path(directory))
+    found, path = _best(directory)
+    net = zoo.get_model(recipe.network, classes=recipe.classes)
+    initialize(net, ctx=ctx or mx.cpu())
+    checkpoint.load(net, found.model, source=path)
+    return net, recipe
+
+
+def load_backbone(backbone, source, *, ctx=None):
+    """Starts a backbone from a trained classifier.
+
+    Args:
+      backbone: `FeatureExtractor`, or a Block with other children of a classifier.
+      source: run directory of a classification recipe, whose best checkpoint is taken; path or
+        URL of a parameter file; or a zoo name, whose published weights are taken.
+      ctx: Context of the parameters; the CPU by default.
+
+    Raises:
+      UserError: if it is not to be had or does not fit; nothing is changed then.
+    """
+    if Path(source).is_dir():
+        _, path = _best(source)
+        source = str(path / checkpoint.MODEL)
+    zoo.load_backbone_weights(backbone, source, ctx=ctx)
+
+
+def _best(directory):
+    """Returns the best Checkpoint of a run directory, else the newest, and its path."""
+    checkpoints = checkpoint.Checkpoints(Path(directory) / "checkpoints")
     found = checkpoints.best() or checkpoints.latest()
     if found is None:
         raise UserError(f"{str(directory)!r} has no whole checkpoint yet; let the run reach the "
                         "end of an epoch")
-    net = zoo.get_model(recipe.network, classes=recipe.classes)
-    initialize(net, ctx=ctx or mx.cpu())
-    checkpoint.load(net, found.model, source=checkpoints.path(found.state.step))
-    return net, recipe
+    return found, checkpoints.path(found.state.step)
 
 
 def _recipe(directory):

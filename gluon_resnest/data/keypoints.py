@@ -1,0 +1,263 @@
+"""Persons with joints: the json files of COCO's keypoint challenge, read as arrays, and a dataset.
+
+A sample is a person, not an image. Boxes are (x, y, width, height) in pixels.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict
+
+import numpy as np
+
+from ..errors import UserError
+from . import images
+from .sampling import random_for
+
+JOINTS = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder",
+          "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
+          "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle")
+# For each joint the one it is seen as in a mirror.
+PARTNERS = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+# Pairs of joints that a drawn skeleton connects.
+SKELETON = ((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7),
+            (6, 8), (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6))
+PERSON = 1          # COCO's category number
+
+
+@dataclass(frozen=True)
+class Persons:
+    """Persons in images, as arrays of P rows.
+
+    Attributes:
+      files: image number -> path.
+      image_ids: int64 (P,).
+      boxes: float64 (P, 4).
+      joints: float32 (P, 17, 3): x, y, and 0 for not labelled, 1 for hidden, 2 for visible.
+      scores: float64 (P,), how sure the detector was; 1 for annotated boxes.
+      source: the file they come from, for messages.
+    """
+
+    files: Dict[int, Path]
+    image_ids: np.ndarray
+    boxes: np.ndarray
+    joints: np.ndarray
+    scores: np.ndarray
+    source: str
+
+    def __len__(self):
+        return len(self.image_ids)
+
+
+def read_json(file):
+    """Returns what a json file holds.
+
+    Raises:
+      UserError: if it cannot be read or is no json.
+    """
+    try:
+        return json.loads(images.read_file(file))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not a json file ({error}); fetch it again") from error
+
+
+def read_annotations(file, folder):
+    """Reads the persons that have at least one labelled joint.
+
+    Boxes are cut off at the image's border. Left out are crowds, persons without labelled joints,
+    and boxes with nothing inside the image.
+
+    Args:
+      file: COCO's person_keypoints_*.json.
+      folder: of the images that it names.
+
+    Returns:
+      Persons, in the order of the file.
+
+    Raises:
+      UserError: if it is no such file, or names no person that can be used.
+    """
+    content = read_json(file)
+    with _naming(file, "an annotation file of COCO's keypoints"):
+        sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+        files = _files(content, folder)
+        rows = []
+        for person in content["annotations"]:
+            if person["category_id"] != PERSON or person.get("iscrowd"):
+                continue
+            joints = _joints(person)
+            box = clip(person["bbox"], *sizes[person["image_id"]])
+            if box is not None and (joints[:, 2] > 0).any():
+                rows.append((person["image_id"], box, joints, 1.0))
+    if not rows:
+        raise UserError(f"{file} has no person with a labelled joint and a box inside its image; "
+                        "give a person_keypoints_*.json")
+    return _persons(files, rows, str(file))
+
+
+def read_detections(file, annotations, folder, min_score=0.0):
+    """Reads the persons that a detector has found.
+
+    Args:
+      file: COCO's result format, a list of {"image_id", "category_id", "bbox", "score"}.
+      annotations: json file that lists the images; detections in others are an error.
+      folder: of the images.
+      min_score: detections below are left out, as are other categories than persons and boxes with
+        nothing inside the image.
+
+    Returns:
+      Persons, in the order of the file; joints are zeros.
+
+    Raises:
+      UserError: if a file is not of its format, or no person is left.
+    """
+    listed, found = read_json(annotations), read_json(file)
+    with _naming(annotations, "an annotation file of COCO"):
+        sizes = {image["id"]: (image["width"], image["height"]) for image in listed["images"]}
+        files = _files(listed, folder)
+    with _naming(file, "a list of detections in COCO's result format"):
+        strange = [row["image_id"] for row in found if row["image_id"] not in sizes]
+        if strange:
+            raise UserError(f"{file} has detections in image {strange[0]}, which {annotations} "
+                            "does not list; give the detections of the same images")
+        blank, rows = np.zeros((len(JOINTS), 3), np.float32), []
+        for row in found:
+            box = clip(row["bbox"], *sizes[row["image_id"]])
+            if row["category_id"] == PERSON and row["score"] >= min_score and box is not None:
+                rows.append((row["image_id"], box, blank, float(row["score"])))
+    if not rows:
+        raise UserError(f"{file} has no person of score {min_score:g} or more inside its image; "
+                        "lower the score or give another file")
+    return _persons(files, rows, str(file))
+
+
+def clip(box, width, height):
+    """Returns the part of a box inside an image, or None if there is none.
+
+    Args:
+      box: (x, y, width, height), four finite numbers.
+      width, height: of the image.
+    """
+    x, y, box_width, box_height = (float(number) for number in box)
+    if not np.isfinite([x, y, box_width, box_height]).all():
+        return None
+    left, top = max(x, 0.0), max(y, 0.0)
+    right, bottom = min(x + box_width, float(width)), min(y + box_height, float(height))
+    return (left, top, right - left, bottom - top) if right > left and bottom > top else None
+
+
+class PersonDataset:
+    """Crops of persons: `dataset[index, rng] -> (image float32 (3, H, W), joints (J, 3))`.
+
+    Args:
+      persons: `Persons`.
+      crop: `pose_transforms.PersonCrop`; joints come out in pixels of the crop.
+
+    Raises:
+      UserError: from an item, if its image cannot be read.
+    """
+
+    def __init__(self, persons, crop):
+        self.persons, self.crop = persons, crop
+
+    def __len__(self):
+        return len(self.persons)
+
+    def __getitem__(self, key):
+        index, rng = key
+        persons = self.persons
+        image = images.load(persons.files[int(persons.image_ids[index])])
+        return self.crop(image, persons.boxes[index], persons.joints[index], rng)
+
+    def name(self, index):
+        """Returns what an error message calls this sample."""
+        persons = self.persons
+        return f"person {index} in {persons.files[int(persons.image_ids[index])]}"
+
+
+class SyntheticPersons:
+    """Seventeen coloured dots on noise, each joint its colour: a `PersonDataset` without files.
+
+    Sample i depends on (seed, i) only. Its image is (i, 192 x 256 pixels, one person).
+
+    Args:
+      length: number of persons.
+      crop: as in `PersonDataset`.
+      seed: chooses places and noise.
+    """
+
+    _SIZE = 256, 192
+
+    def __init__(self, length, crop, seed=0):
+        height, width = self._SIZE
+        draw = random_for(seed, 0, 0, "synthetic persons")
+        places = draw.uniform((0.15, 0.15), (0.85, 0.85), (length, len(JOINTS), 2))
+        joints = np.concatenate([places * (width, height), np.full(places.shape[:2] + (1,), 2)],
+                                axis=2).astype(np.float32)
+        self.crop, self._seed = crop, seed
+        self.persons = Persons({}, np.arange(length), np.tile((0.0, 0.0, width, height),
+                                                              (length, 1)),
+                               joints, np.ones(length), "synthetic persons")
+        self._colours = random_for(0, 0, 0, "joint colours").integers(60, 256, (len(JOINTS), 3))
+
+    def __len__(self):
+        return len(self.persons)
+
+    def __getitem__(self, key):
+        index, rng = key
+        noise = random_for(self._seed, 0, index, "synthetic person")
+        image = noise.integers(0, 50, self._SIZE + (3,)).astype(np.uint8)
+        for (x, y, _), colour in zip(self.persons.joints[index], self._colours):
+            image[int(y) - 4:int(y) + 5, int(x) - 4:int(x) + 5] = colour
+        return self.crop(image, self.persons.boxes[index], self.persons.joints[index], rng)
+
+    def name(self, index):
+        """Returns what an error message calls this sample."""
+        return f"synthetic person {index}"
+
+    def ground_truth(self):
+        """Returns the persons as the content of an annotation file."""
+        height, width = self._SIZE
+        persons = self.persons
+        return {
+            "images": [{"id": number, "width": width, "height": height}
+                       for number in range(len(persons))],
+            "categories": [{"id": PERSON, "name": "person"}],
+            "annotations": [
+                {"id": number + 1, "image_id": number, "category_id": PERSON, "iscrowd": 0,
+                 "bbox": box.tolist(), "area": float(box[2] * box[3]),
+                 "num_keypoints": len(JOINTS), "keypoints": joints.ravel().tolist()}
+                for number, (box, joints) in enumerate(zip(persons.boxes, persons.joints))]}
+
+
+class _naming:
+    """Turns what a wrong structure raises into a sentence that names the file."""
+
+    def __init__(self, file, expected):
+        self._file, self._expected = file, expected
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if kind is not None and issubclass(kind, (KeyError, TypeError, ValueError, AttributeError)):
+            if not isinstance(error, UserError):
+                raise UserError(f"{self._file} is not {self._expected} ({kind.__name__}: {error}); "
+                                "give another file") from error
+
+
+def _files(content, folder):
+    return {image["id"]: Path(folder) / image["file_name"] for image in content["images"]}
+
+
+def _joints(person):
+    numbers = np.array(person.get("keypoints") or [0] * 3 * len(JOINTS), np.float32)
+    if numbers.size != 3 * len(JOINTS):
+        raise ValueError(f"person {person.get('id')} has {numbers.size} joint numbers, expected "
+                         f"{3 * len(JOINTS)}")
+    return numbers.reshape(-1, 3)
+
+
+def _persons(files, rows, source):
+    ids, boxes, joints, scores = zip(*rows)
+    return Persons(files, np.array(ids, np.int64), np.array(boxes, np.float64), np.stack(joints),
+                   np.array(scores, np.float64), source)
