@@ -216,6 +216,7 @@ class HorovodComm(Comm):
         return {name: array.asnumpy() for name, array in received.items()}
 
     def broadcast(self, params):
+        self._check_same(sorted(params))
         self._hvd.broadcast_parameters(params, root_rank=0, prefix=self._unique())
 
     def trainer(self, params, optimizer, optimizer_args=None):
