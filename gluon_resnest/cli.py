@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,14 @@ ENGINE_ENVIRONMENT = {
     "MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN_FWD": ("999", "no engine round trip between operators"),
     "MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN_BWD": ("25", "small bulks let all-reduce start early"),
     "MXNET_SAFE_ACCUMULATION": ("1", "float16 reductions add up in float32"),
+}
+
+# Set by --deterministic, whatever the user has set.
+DETERMINISTIC_ENVIRONMENT = {
+    "HOROVOD_FUSION_THRESHOLD": ("0", "which gradients share a ring decides the order of sums"),
+    "HOROVOD_AUTOTUNE": ("0", "it changes the fusion while training"),
+    "MXNET_CUDNN_AUTOTUNE_DEFAULT": ("0", "the fastest algorithm of a search varies"),
+    "MXNET_ENFORCE_DETERMINISM": ("1", "cuDNN algorithms that add in a fixed order"),
 }
 
 
@@ -49,12 +58,15 @@ def main(recipes, task_class, argv=None):
 
     A user's mistake prints one sentence and exits with code 2.
     """
-    with exit_on_user_error():
+    from gluon_resnest.engine.heartbeat import reported
+    with exit_on_user_error(), reported():
         recipe, run = parse(recipes, task_class, argv)
         try:
             execute(recipe, run, task_class)
         except FloatingPointError as error:
             sys.exit(f"error: {error}; lower the learning rate or look at the data of that step")
+        except KeyboardInterrupt:
+            _exit(128 + signal.SIGINT, "interrupted before training or after it")
 
 
 def parse(recipes, task_class, argv=None):
@@ -109,6 +121,11 @@ def _parser(recipes, task_class):
                      "(default: %(default)s)")
     run.add_argument("--log-every", type=_positive, default=50, metavar="STEPS",
                      help="steps between log lines (default: %(default)s)")
+    run.add_argument("--save-every", type=_positive, metavar="STEPS",
+                     help="steps between checkpoints inside an epoch (default: none there); each "
+                     "epoch ends with one")
+    run.add_argument("--deterministic", action="store_true", help="the same bits in every run, "
+                     "also with three workers and more and on GPUs; slower (docs/reliability.md)")
     run.add_argument("--keep", type=_positive, default=3, metavar="K",
                      help="newest checkpoints to keep, besides the best (default: %(default)s)")
     task_class.add_flags(run)
@@ -132,19 +149,35 @@ def _positive(word):
 
 
 def execute(recipe, run, task_class):
-    """Trains, or only evaluates, what `parse` returned; returns the content of result.json."""
+    """Trains, or only evaluates, what `parse` returned; returns the content of result.json.
+
+    A run stopped by SIGTERM or SIGINT exits with 143 or 130, when it is saved.
+    """
     from gluon_resnest.engine.comm import connect
+    from gluon_resnest.engine.stopping import Stopped
+    if run.deterministic:
+        os.environ.update({name: value for name, (value, _) in DETERMINISTIC_ENVIRONMENT.items()})
     comm = connect()
     logging.basicConfig(level=logging.INFO if comm.is_main else logging.ERROR, stream=sys.stderr,
                         format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if run.smoke:
-        result = _smoke(recipe, run, task_class, comm)
-    elif run.eval_only:
-        result = evaluate(recipe, run, task_class(recipe, run, comm), comm)
-    else:
-        result = train(recipe, run, task_class, comm)
+    try:
+        if run.smoke:
+            result = _smoke(recipe, run, task_class, comm)
+        elif run.eval_only:
+            result = evaluate(recipe, run, task_class(recipe, run, comm), comm)
+        else:
+            result = train(recipe, run, task_class, comm)
+    except Stopped as stopped:
+        comm.shutdown()
+        _exit(128 + stopped.signal, str(stopped) if comm.is_main else "")
     comm.shutdown()
     return result
+
+
+def _exit(code, sentence):
+    """Ends the program with a sentence on stderr."""
+    print(sentence, file=sys.stderr, end="\n" if sentence else "")
+    sys.exit(code)
 
 
 def train(recipe, run, task_class, comm, *, stop_epoch=None):
@@ -173,7 +206,8 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
         summary = fit(task, task.update, task.lr_at,
                       steps=(stop_epoch or recipe.epochs) * task.steps_per_epoch,
                       seed=recipe.seed, comm=comm, log=log, checkpoints=checkpoints, start=start,
-                      log_every=run.log_every, eval_every=recipe.eval_every)
+                      log_every=run.log_every, eval_every=recipe.eval_every,
+                      save_every=run.save_every)
     task.close()
     if not comm.is_main:
         return None

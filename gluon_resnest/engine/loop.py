@@ -10,7 +10,10 @@ from typing import Any, Dict, Iterator, Optional, Protocol
 import mxnet as mx
 from mxnet import autograd
 
-from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoint import State, snapshot
+from gluon_resnest.engine.heartbeat import Heart
+from gluon_resnest.engine.stopping import Stop, Stopped
+from gluon_resnest.engine.writer import Writer
 from gluon_resnest.errors import UserError
 
 STEPS_AHEAD = 2      # steps handed to MXNet's engine before the loop waits for the oldest
@@ -74,40 +77,53 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
     Raises:
       FloatingPointError: on all workers, naming step, loss term and worker of the first loss that
         is not finite.
-      UserError: `start` belongs to another seed or data set, or a checkpoint cannot be saved.
+      UserError: `start` belongs to another seed or data set, or a checkpoint could not be written
+        (found at the next one, or at the end).
+      Stopped: on all workers after the same step, saved; some worker got SIGTERM or SIGINT.
     """
+    heart = Heart(comm.rank)
+    heart.beat("start", start.step)
     state = _continued(start, seed, comm.size, task.steps_per_epoch)
     began = time.monotonic() - start.seconds
     comm.broadcast(task.params)
     log.begin(start.step)
     window = Window(comm)
     batches = task.batches(start.step)
-    for step in range(start.step, steps):
-        if step == start.step or step % task.steps_per_epoch == 0:
-            task.on_epoch(step // task.steps_per_epoch)
-        with window.waiting():
-            batch = next(batches)
-        mx.random.seed(device_seed(seed, step, comm.rank))
-        with autograd.record():
-            losses = task.losses(batch)
-            loss = sum(losses.values())
-        update.step(loss, lr_at(step + 1))
-        window.add(step + 1, losses)
-        log.advance()
+    with Stop(comm, STEPS_AHEAD + 1) as stop, Writer(checkpoints) as writer:
+        for step in range(start.step, steps):
+            if step == start.step or step % task.steps_per_epoch == 0:
+                task.on_epoch(step // task.steps_per_epoch)
+            with window.waiting():
+                batch = next(batches)
+            mx.random.seed(device_seed(seed, step, comm.rank))
+            with autograd.record():
+                losses = task.losses(batch)
+                loss = sum(losses.values())
+            update.step(loss, lr_at(step + 1))
+            window.add(step + 1, losses)
+            log.advance()
 
-        done = step + 1
-        epoch_ends = done % task.steps_per_epoch == 0 or done == steps
-        saves = epoch_ends or (save_every is not None and done % save_every == 0)
-        if saves or done % log_every == 0:
-            log.training(done, lr_at(done), window.close())
-        if not saves:
-            continue
-        mx.nd.waitall()      # a hybridized net's running statistics may lag behind the step
-        if done == steps or (epoch_ends and done // task.steps_per_epoch % eval_every == 0):
-            state = _judged(state, done, task.evaluate(), task.main_metric)
-            log.evaluation(done, state.metrics)
-        state = replace(state, step=done, seconds=time.monotonic() - began)
-        comm.on_main(lambda: str(checkpoints.save(task.net, update, state)))
+            done = step + 1
+            stopping = stop.agreed()
+            epoch_ends = done % task.steps_per_epoch == 0 or done == steps
+            saves = epoch_ends or stopping or (save_every and done % save_every == 0)
+            if saves or done % log_every == 0:
+                log.training(done, lr_at(done), window.close())
+            if saves:
+                mx.nd.waitall()      # a hybridized net's running statistics may lag behind
+                if done == steps or (epoch_ends and done // task.steps_per_epoch % eval_every == 0):
+                    heart.beat("evaluation", done)
+                    state = _judged(state, done, task.evaluate(), task.main_metric)
+                    log.evaluation(done, state.metrics)
+                heart.beat("saving", done)
+                state = replace(state, step=done, seconds=time.monotonic() - began)
+                comm.on_main(lambda: writer.store(snapshot(task.net, update, state)))
+            if stopping:
+                comm.on_main(writer.finish)
+                raise Stopped(stopping, done)
+            heart.beat("step", done)
+        comm.on_main(writer.finish)
+    heart.beat("end", steps)
     return Summary(state.best, state.best_step, state.metrics, state.seconds,
                    log.images_per_second)
 
