@@ -1,0 +1,121 @@
+"""From found joints to COCO's results and their OKS AP."""
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from gluon_resnest.data.keypoints import PERSON
+from gluon_resnest.errors import MissingExtra, UserError
+
+# COCOeval.stats of keypoints, in its order.
+_NAMES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium",
+          "ar_large")
+
+
+def coco_results(persons, joints, threshold):
+    """Returns found joints in COCO's result format, one dict for each person.
+
+    A person's score is its box's score times the mean score of the joints above `threshold`; 0
+    where there are none.
+
+    Args:
+      persons: `data.keypoints.Persons`, P of them.
+      joints: (P, 17, 3): x and y in the image, score.
+      threshold: of a joint's score.
+    """
+    counted = joints[..., 2] > threshold
+    sums = (joints[..., 2] * counted).sum(axis=1)
+    scores = sums / np.maximum(counted.sum(axis=1), 1) * persons.scores
+    return [{"image_id": int(image), "category_id": PERSON,
+             "keypoints": np.round(points.astype(float), 4).ravel().tolist(), "score": float(score)}
+            for image, points, score in zip(persons.image_ids, joints, scores)]
+
+
+def suppress(results, areas, threshold, sigmas):
+    """Leaves out whoever is too like a better found person of the same image (OKS NMS).
+
+    Args:
+      results: from `coco_results`.
+      areas: of each person in the image, in square pixels.
+      threshold: largest object keypoint similarity to a person that is kept.
+      sigmas: (17,) of the similarity, COCO's.
+
+    Returns:
+      Those of `results` that are kept, in their order.
+    """
+    points = np.array([result["keypoints"] for result in results]).reshape(len(results), -1, 3)
+    images = np.array([result["image_id"] for result in results])
+    areas, spread = np.asarray(areas, float), 2 * (2 * np.asarray(sigmas)) ** 2
+    kept = []
+    for image in np.unique(images):
+        members = np.flatnonzero(images == image)
+        queue = members[np.argsort([-results[member]["score"] for member in members],
+                                   kind="stable")]
+        while len(queue):
+            first, queue = queue[0], queue[1:]
+            kept.append(first)
+            square = ((points[queue, :, :2] - points[first, :, :2]) ** 2).sum(axis=2)
+            mean_area = (areas[queue] + areas[first]) / 2
+            alike = np.exp(-square / spread / mean_area[:, None]).mean(axis=1)
+            queue = queue[alike <= threshold]
+    return [results[index] for index in sorted(kept)]
+
+
+def joint_sigmas():
+    """Returns COCO's (17,) sigmas of the object keypoint similarity."""
+    return _cocoeval().Params("keypoints").kpt_oks_sigmas
+
+
+def oks_ap(ground_truth, results):
+    """Computes COCO's keypoint metrics.
+
+    Args:
+      ground_truth: content of a person_keypoints_*.json.
+      results: list of dicts in COCO's result format, at least one.
+
+    Returns:
+      {"ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", ...}: per cent; without those of a size
+      that no annotated person has.
+
+    Raises:
+      UserError: if no annotated person has labelled joints.
+    """
+    evaluation = _cocoeval()
+    from pycocotools.coco import COCO
+    truth = COCO()
+    truth.dataset = ground_truth
+    with contextlib.redirect_stdout(io.StringIO()):         # it prints its progress
+        truth.createIndex()
+        judge = evaluation.COCOeval(truth, truth.loadRes(results), "keypoints")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    metrics = {name: 100 * float(value) for name, value in zip(_NAMES, judge.stats) if value >= 0}
+    if "ap" not in metrics:
+        raise UserError("the annotations have no person with labelled joints, so there is nothing "
+                        "to compare with; give a person_keypoints_*.json with joints")
+    return metrics
+
+
+def write_results(path, results):
+    """Writes results as COCO's evaluation server takes them, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(results), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
+                        "with space") from error
+
+
+def _cocoeval():
+    try:
+        from pycocotools import cocoeval
+    except ImportError as error:
+        raise MissingExtra("pycocotools", "coco") from error
+    return cocoeval
