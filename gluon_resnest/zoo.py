@@ -150,9 +150,9 @@ VARIANTS = {
     "resnet50_msra": Variant(_resnet(50, early_stride=True), 25557032, 3.86),
     "resnet101_msra": Variant(_resnet(101, early_stride=True), 44549160, 7.57),
     # Deep stem, strided shortcut: what GluonCV's segmentation calls resnet50 (its resnet50_v1s).
-    "resnet50_v1s": Variant(_resnet(50, stem_width=64)),
-    "resnet101_v1s": Variant(_resnet(101, stem_width=64)),
-    "resnet152_v1s": Variant(_resnet(152, stem_width=64)),
+    "resnet50_v1s": Variant(_resnet(50, stem_width=64), 25680808, 5.44),
+    "resnet101_v1s": Variant(_resnet(101, stem_width=64), 44672936, 9.16),
+    "resnet152_v1s": Variant(_resnet(152, stem_width=64), 60316584, 12.87),
     "resnet50d": Variant(replace(_fast(50, 0, 1, 64), dropblock=0.0), 25576264, 4.33),
     "resnet101d": Variant(replace(_fast(101, 0, 1, 64), dropblock=0.0), 44568392, 8.04),
     "resnext50_32x4d": Variant(_resnet(50, **_RESNEXT), 25028904, 4.23),

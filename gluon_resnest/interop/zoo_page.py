@@ -96,8 +96,7 @@ def measured_gmacs(name, crop_px):
 
 def _family():
     rows = []
-    for name in zoo.list_models():
-        entry = zoo.variant(name)
+    for name, entry in zoo.VARIANTS.items():
         if not (isinstance(entry.arch, Architecture) and name.startswith("resnest")):
             continue
         cells = [f"`{name}`", _millions(entry.params), _giga(entry.gmacs)]
@@ -124,10 +123,9 @@ def _printed(name, crop_px):
 
 def _baselines():
     rows = []
-    for name in zoo.list_models():
+    for name, entry in zoo.VARIANTS.items():
         if name.startswith("resnest"):
             continue
-        entry = zoo.variant(name)
         found = [row for row in [*published.TABLE3, *published.TABLE4, *published.EFFICIENTNETS]
                  if row.model == name]
         rows.append((f"`{name}`", _millions(entry.params), _giga(entry.gmacs),
