@@ -6,6 +6,9 @@ from mxnet import autograd, nd
 
 from gluon_resnest import zoo
 from gluon_resnest.errors import UserError
+from gluon_resnest.interop.deployed import Card
+from gluon_resnest.interop.export import export_classifier
+from gluon_resnest.interop.graph import read_graph
 from gluon_resnest.models.baselines import SqueezeExcitation
 from gluon_resnest.models.efficientnet import (
     EfficientNet, EfficientNetArchitecture, InvertedBottleneck, Swish, _Block, _plan, scaled)
@@ -125,6 +128,13 @@ def test_hybridizing_and_a_new_classifier():
     net.hybridize()
     assert before.shape == (2, 5)
     np.testing.assert_allclose(net(x).asnumpy(), before, rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_network_has_no_stochastic_depth(tmp_path):
+    net = EfficientNet(TINY, classes=3)
+    initialize(net)
+    export_classifier(net, tmp_path / "net", Card("efficientnet", 3, 64))
+    assert "Dropout" not in read_graph(tmp_path / "net-symbol.json").operators()
 
 
 def test_dropblock_and_impossible_strides_are_refused():
