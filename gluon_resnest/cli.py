@@ -135,7 +135,7 @@ def _parser(recipes, task_class):
     for field in fields:
         choices = field.metadata.get("choices")
         numbers.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=None,
-                             metavar="|".join(choices) if choices else
+                             metavar="|".join(map(str, choices)) if choices else
                              getattr(field.type, "__name__", "VALUE").upper(),
                              help=field.metadata["help"].replace("%", "%%"))
     return parser

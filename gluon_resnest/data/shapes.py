@@ -1,0 +1,136 @@
+"""Pictures of drawn shapes with exact masks and boxes: data for tests and trials of dense tasks."""
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+from .sampling import random_for
+
+KINDS = ("disc", "square", "triangle", "cross", "ring")
+_TEXTURE_PX = 8     # of the background's spots
+
+
+class Scene(NamedTuple):
+    """A drawn picture.
+
+    image: uint8 (H, W, 3).
+    masks: bool (n, H, W), the visible pixels of each shape, lowest shape first; none is empty.
+    boxes: float32 (n, 4), (left, top, right, bottom) of these pixels, right and bottom exclusive.
+    kinds: int64 (n,), numbers in KINDS.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    boxes: np.ndarray
+    kinds: np.ndarray
+
+
+def draw_scene(rng, height, width, *, most=4, kinds=len(KINDS)):
+    """Draws 1 to `most` shapes over one another on a spotted ground, under noise.
+
+    A kind is told by its outline alone: colours are random, so that a network must look at shape.
+
+    Args:
+      rng: numpy Generator.
+      height, width: of the picture in pixels.
+      most: largest number of shapes.
+      kinds: how many of KINDS are drawn, from the first.
+    """
+    image = _ground(rng, height, width)
+    masks, numbers = [], []
+    for _ in range(int(rng.integers(1, most + 1))):
+        kind = int(rng.integers(kinds))
+        mask = _outline(rng, KINDS[kind], height, width)
+        color = image[mask].mean(axis=0) if mask.any() else np.zeros(3)
+        image[mask] = _contrasting(rng, color)
+        masks = [earlier & ~mask for earlier in masks] + [mask]
+        numbers.append(kind)
+    seen = [number for number, mask in enumerate(masks) if mask.any()]
+    masks = np.array([masks[number] for number in seen]).reshape(-1, height, width)
+    noise = rng.normal(0, 8, image.shape)
+    image = np.clip(image + noise, 0, 255).astype(np.uint8)
+    return Scene(image, masks, np.array([_box(mask) for mask in masks],
+                                        np.float32).reshape(-1, 4),
+                 np.array([numbers[number] for number in seen], np.int64))
+
+
+class ShapeScenes:
+    """A source of scenes for `SegmentationDataset`: value 0 is ground, then the kinds.
+
+    Picture i depends on (seed, i) only; different seeds make training and held-out sets.
+
+    Args:
+      length: number of pictures.
+      size: height and width, one number or (height, width).
+      classes: number of values; with fewer than 1 + len(KINDS), the last kinds are not drawn.
+      seed: chooses the pictures.
+    """
+
+    def __init__(self, length, size, classes=1 + len(KINDS), seed=0):
+        height, width = (size, size) if np.isscalar(size) else size
+        if min(length, height, width) < 1 or classes < 2:
+            raise UserError(f"expected a positive length and size and at least 2 classes, got "
+                            f"{length}, {size} and {classes}")
+        self._length, self._seed, self._size = length, seed, (height, width)
+        self._kinds = min(classes - 1, len(KINDS))
+
+    def __len__(self):
+        return self._length
+
+    def scene(self, index):
+        """Returns the `Scene` of picture `index`."""
+        return draw_scene(random_for(self._seed, 0, index, "shapes"), *self._size,
+                          kinds=self._kinds)
+
+    def read(self, index):
+        scene = self.scene(index)
+        values = np.zeros(self._size, np.int32)
+        for mask, kind in zip(scene.masks, scene.kinds):
+            values[mask] = kind + 1
+        return scene.image, values
+
+    def name(self, index):
+        return f"drawn picture {index}"
+
+
+def _ground(rng, height, width):
+    """Returns float64 (H, W, 3): smooth spots around one colour."""
+    spots = rng.uniform(-25, 25, (height // _TEXTURE_PX + 2, width // _TEXTURE_PX + 2, 3))
+    spots = cv2.resize(spots, (width, height), interpolation=cv2.INTER_CUBIC)
+    return rng.uniform(60, 195, 3) + spots
+
+
+def _contrasting(rng, color):
+    """Draws a colour that differs from `color` by at least 60 in some channel."""
+    while True:
+        drawn = rng.uniform(20, 235, 3)
+        if np.abs(drawn - color).max() >= 60:
+            return drawn
+
+
+def _outline(rng, kind, height, width):
+    """Returns the pixels of a shape of random size, place and angle: bool (H, W)."""
+    side = min(height, width)
+    radius = rng.uniform(0.14, 0.3) * side
+    centre = rng.uniform((0.1 * width, 0.1 * height), (0.9 * width, 0.9 * height))
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[:height, :width] + 0.5
+    x, y = x - centre[0], y - centre[1]
+    x, y = (np.cos(angle) * x + np.sin(angle) * y) / radius, \
+        (np.cos(angle) * y - np.sin(angle) * x) / radius
+    distance = np.hypot(x, y)
+    if kind == "disc":
+        return distance < 1
+    if kind == "ring":
+        return (distance < 1) & (distance > 0.55)
+    if kind == "square":
+        return np.maximum(abs(x), abs(y)) < 0.8
+    if kind == "cross":
+        return (np.minimum(abs(x), abs(y)) < 0.28) & (np.maximum(abs(x), abs(y)) < 1)
+    return (y < 0.55) & (abs(x) * np.sqrt(3) < y + 0.9)                 # an even triangle
+
+
+def _box(mask):
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
