@@ -5,8 +5,10 @@ import pytest
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 
+from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
-from gluon_resnest.models.norm import norm_layer
+from gluon_resnest.models.norm import few_values, norm_layer
+from gluon_resnest.zoo import get_model
 
 
 def test_policies_do_not_change_the_callers_dict():
@@ -57,3 +59,29 @@ def test_unknown_policy_names_the_nearest():
 def test_sync_policy_without_workers_says_what_it_needs():
     with pytest.raises(UserError, match="norm policy .sync. needs"):
         norm_layer("sync")
+
+
+def test_few_values_are_those_of_the_attention_norms():
+    net = get_model("resnest_tiny", classes=3)
+    attention = [f"layer{stage}.0.conv2.bn1" for stage in (1, 2, 3, 4)]
+    assert few_values(net, (7, 3, 64, 96)) == dict.fromkeys(attention, 7)
+    assert few_values(net, (8, 3, 64, 96)) == {}
+
+
+def test_few_values_by_hand():
+    """One image of 32 x 64: 1 x 2 pixels after stage 4, 2 x 4 after stage 3, 1 x 1 in attention."""
+    few = few_values(get_model("resnest_tiny", classes=3), (1, 3, 32, 64))
+    assert few["layer4.0.bn3"] == 2 and few["layer3.0.conv2.bn1"] == 1
+    assert "layer3.0.bn3" not in few
+
+
+def test_few_values_counts_all_workers_where_they_share():
+    comm = Comm()
+    comm.size = 2
+    sync = get_model("resnest_tiny", norm_layer="sync", norm_kwargs={"workers": comm})
+    assert few_values(sync, (4, 3, 64, 64), workers=2) == {}
+    assert few_values(get_model("resnest_tiny"), (4, 3, 64, 64), workers=2)
+
+
+def test_few_values_leaves_frozen_layers_alone():
+    assert few_values(get_model("resnest_tiny", norm_layer="frozen"), (1, 3, 64, 64)) == {}

@@ -1,4 +1,5 @@
 """Image classification as a Task: network, images, soft targets, exact top-k counts."""
+import logging
 from pathlib import Path
 
 import mxnet as mx
@@ -16,8 +17,11 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy
 from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
+from gluon_resnest.models.norm import few_values
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.zoo import get_model, load_weights
+
+_log = logging.getLogger(__name__)
 
 
 class Classification:
@@ -58,7 +62,9 @@ class Classification:
         self.class_names = self.class_names or self._val.dataset.class_names
 
         mx.random.seed(recipe.seed)
-        self.net = _network(recipe, self._context)
+        self.net = _network(recipe, comm, self._context)
+        if self._train is not None:
+            _warn_of_few_values(self.net, recipe, comm)
         if run.weights:
             load_weights(self.net, recipe.network, run.weights, ctx=self._context)
         self.net.hybridize(static_alloc=True)
@@ -172,14 +178,26 @@ def _mixing_plan(recipe, batch):
     return (None, *mixing.mixup_plan(*moment, 1.0, "none"))
 
 
-def _network(recipe, context):
+def _network(recipe, comm, context):
     """Builds the recipe's network, initialised as in the paper, on the device."""
     options = {} if recipe.final_drop is None else {"final_drop": recipe.final_drop}
+    if recipe.norm == "sync":
+        options["norm_kwargs"] = {"workers": comm}
     net = get_model(recipe.network, classes=recipe.classes, last_gamma=recipe.last_gamma,
-                    **options)
+                    norm_layer=recipe.norm, **options)
     set_drop_rule(net, recipe.dropblock_rule, per_sample=recipe.dropblock_mask == "sample")
     initialize(net, ctx=context)
     return net
+
+
+def _warn_of_few_values(net, recipe, comm):
+    images = comm.split(recipe.batch)
+    few = few_values(net, (images, 3, recipe.crop_px, recipe.crop_px), workers=comm.size)
+    if few:
+        name = min(few, key=few.get)
+        _log.warning("%d batch norms see fewer than 8 values per channel, %s only %d (%d images "
+                     "per worker): use a larger --batch, --norm sync or --norm frozen", len(few),
+                     name, few[name], images)
 
 
 def _teacher(recipe, run, context):
