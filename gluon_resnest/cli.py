@@ -18,6 +18,8 @@ from gluon_resnest.config import override
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 
 CLASS_NAMES = "classes.txt"
+# Flags whose names end so say where a run's data and first weights are; config.json records them.
+_PATHS = ("train", "val", "weights", "_annotations", "_images", "detections")
 
 # Set where the user has not: name -> (value, reason).
 ENGINE_ENVIRONMENT = {
@@ -255,7 +257,7 @@ def _claim(workdir, recipe, run):
     """Writes config.json, or checks that the one in the run directory is of the same run."""
     config = {"model": run.model, "recipe": recipe.to_json(),
               "data": {name: value for name, value in vars(run).items()
-                       if name in ("data", "rec_train", "rec_val", "weights")}}
+                       if name == "data" or name.endswith(_PATHS)}}
     path, started = workdir / "config.json", (workdir / "checkpoints").is_dir()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
