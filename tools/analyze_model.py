@@ -30,7 +30,8 @@ def parse(argv=None):
     parser.add_argument("--batch", type=int, default=1, metavar="N",
                         help="images (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=1000, metavar="K")
-    parser.add_argument("--output-stride", type=int, default=32, metavar="S", help="8, 16 or 32")
+    parser.add_argument("--output-stride", type=int, metavar="S",
+                        help="8, 16 or 32 (default: the network's)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--draw", metavar="PICTURE", help="draw the network (.png, .pdf, .svg)")
     return parser.parse_args(argv)

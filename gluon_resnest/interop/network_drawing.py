@@ -1,4 +1,5 @@
 """Draws a network: its stages with their costs, and one block unfolded into its operators."""
+import textwrap
 from collections import Counter, defaultdict, namedtuple
 
 from ..errors import UserError
@@ -194,8 +195,8 @@ def _summary(analysis, stage):
     """Names the convolutions, poolings and dense layers of a stage outside layer1, layer2, ..."""
     layers = analysis.of_stage(stage.label)
     counts = Counter(layer.kind for layer in layers if layer.macs or "pooling" in layer.kind)
-    return ",  ".join(kind if count == 1 else f"{count} \u00d7 {kind}"
-                      for kind, count in counts.items())
+    return textwrap.fill(", ".join(kind if count == 1 else f"{count} \u00d7 {kind}"
+                                   for kind, count in counts.items()), 40)
 
 
 def _draw_cells(axes, blocks, unfolded, middle):

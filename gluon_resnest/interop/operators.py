@@ -40,7 +40,8 @@ _WORDS = {"Convolution": "convolution", "Deconvolution": "transposed convolution
           "broadcast_add": "addition", "elemwise_sub": "subtraction",
           "elemwise_mul": "multiplication", "broadcast_mul": "multiplication",
           "Reshape": "reshape", "Flatten": "flatten", "Dropout": "dropout", "SwapAxis": "swap axes",
-          "broadcast_like": "broadcast", "_copy": "copy"}
+          "broadcast_like": "broadcast", "_copy": "copy",
+          "Concat": "concatenation", "_contrib_BilinearResize2D": "resizing"}
 
 PIXEL = ((1, 1), (1, 1))
 
