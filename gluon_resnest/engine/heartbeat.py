@@ -110,8 +110,9 @@ def reported(environ=os.environ):
         code, text = 1, f"{type(error).__name__}: {str(error).strip()}"
         raise
     finally:
-        outcome = {"code": code, "text": text}
-        (directory / f"outcome-{rank}.json").write_text(json.dumps(outcome))
+        with contextlib.suppress(OSError):                    # taken for killed, at worst
+            (directory / f"outcome-{rank}.json").write_text(json.dumps({"code": code,
+                                                                        "text": text}))
 
 
 def beats(directory):

@@ -30,6 +30,7 @@ from gluon_resnest.errors import UserError, exit_on_user_error
 POLL_SECONDS = 0.2
 FRUITLESS = 3              # this many attempts in a row without a newer checkpoint: give up
 SLACK = 20                 # standing still for so many times the usual duration is being stuck
+START_SECONDS = "300"      # for workers to find each other; Horovod's own 30 s are short when busy
 LONGEST_PAUSE = 60         # seconds before a restart; the first is at once, later pauses double
 
 _log = logging.getLogger(__name__)
@@ -287,7 +288,8 @@ def _command(workers, hosts, recipe):
     # In one word: horovodrun takes flags of the script, such as --network, for its own.
     words = " ".join(map(shlex.quote, ["exec", *script]))
     return [str(launcher), "-np", str(workers), "-H", hosts or f"localhost:{workers}",
-            "--start-timeout", "300", "sh", "-c", words]
+            "--start-timeout", START_SECONDS, "--gloo-timeout-seconds", START_SECONDS,
+            "sh", "-c", words]
 
 
 @contextlib.contextmanager
