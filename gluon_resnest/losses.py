@@ -47,8 +47,8 @@ class PixelCrossEntropy(HybridBlock):
     """Adds up the cross entropy of labelled pixels, optionally of the hard ones only.
 
     Call with `logits` (N, K, H, W) and `labels` (N, H, W), negative where a pixel is ignored; it
-    gets exactly no gradient. Returns (sum, count), two scalars of shape (1,): the ratio is formed
-    by who knows the counts of all workers, so that it does not depend on their number.
+    gets exactly no gradient. Returns the sum, a scalar of shape (1,): it is divided by who knows
+    how many pixels all workers have, so that the loss does not depend on their number.
 
     Online hard example mining (Shrivastava et al. 2016, for pixels) leaves out those whose true
     class already has a probability above `easy`, but keeps the `keep` hardest of each image.
@@ -66,16 +66,15 @@ class PixelCrossEntropy(HybridBlock):
         self._keep = keep
 
     def hybrid_forward(self, F, logits, labels):
-        counts = labels >= 0
-        losses = -F.pick(F.log_softmax(logits, axis=1), F.relu(labels), axis=1) * counts
+        losses = -F.pick(F.log_softmax(logits, axis=1), F.relu(labels), axis=1) * (labels >= 0)
         if self._easy_loss is not None:
             flat = F.reshape(F.BlockGrad(losses), shape=(0, -1))
             hardest = F.topk(flat, axis=1, k=self._keep, ret_typ="value")
             least = F.clip(F.min(hardest, axis=1), 0, self._easy_loss)
-            counts = counts * F.broadcast_greater_equal(F.BlockGrad(losses),
-                                                        F.reshape(least, shape=(-1, 1, 1)))
-            losses = losses * counts
-        return F.sum(losses), F.sum(counts)
+            hard = F.broadcast_greater_equal(F.BlockGrad(losses),
+                                             F.reshape(least, shape=(-1, 1, 1)))
+            losses = losses * hard
+        return F.sum(losses)
 
 
 class JointHeatmapLoss(HybridBlock):

@@ -306,22 +306,21 @@ def pose_model(backbone, joints=17, *, norm_layer=None, norm_kwargs=None, dropbl
     return SimplePose(features, joints, norm_constructor(norm_layer, norm_kwargs))
 
 
-def load_weights(net, name, source, *, root=None, ctx=None, ignore=()):
+def load_weights(net, name, source, *, root=None, ctx=None):
     """Loads parameters into a network of the table, strictly.
 
     Args:
-      net: the network, as `get_model(name)` builds it, or another one with its stages.
-      name: whose parameters they are.
+      net: the network, as `get_model(name)` builds it.
+      name: its name.
       source: path or URL of a parameter file, or "published" for the newest weights of the table.
       root: folder of downloaded files; None is that of `interop.store`.
       ctx: where the parameters go; None is the CPU.
-      ignore: patterns of names that only one side has; see `interop.weights.load_parameters`.
     """
     from gluon_resnest.interop import store
     if source == "published":
-        _load(net, name, True, root, ctx, ignore)
+        _load(net, name, True, root, ctx)
     else:
-        load_parameters(net, store.fetch(source, root), ctx=ctx or mx.cpu(), ignore=ignore)
+        load_parameters(net, store.fetch(source, root), ctx=ctx or mx.cpu())
 
 
 def load_backbone_weights(backbone, source, *, root=None, ctx=None):
@@ -341,10 +340,10 @@ def load_backbone_weights(backbone, source, *, root=None, ctx=None):
     load_backbone(backbone, file, ctx=ctx or mx.cpu())
 
 
-def _load(net, name, pretrained, root, ctx, ignore=()):
+def _load(net, name, pretrained, root, ctx):
     from gluon_resnest.interop import store
     file = store.resolve(name, _published(name), pretrained, root)
-    load_parameters(net, file, ctx=ctx or mx.cpu(), ignore=ignore)
+    load_parameters(net, file, ctx=ctx or mx.cpu())
 
 
 def _published(name):

@@ -94,8 +94,7 @@ class Segmenter(TwoGraphs):
 
     def __init__(self, backbone, head, auxlayer=None):
         super().__init__(prefix="segmenter_")
-        for name in BACKBONE:
-            setattr(self, name, getattr(backbone, name))
+        _adopt(self, backbone)
         self.head = head
         self.auxlayer = auxlayer
 
@@ -113,9 +112,20 @@ class Segmenter(TwoGraphs):
         """Returns the heads there are, the main one first."""
         return [head for head in (self.head, self.auxlayer) if head is not None]
 
+    def stages(self):
+        """Returns a block of the backbone's children only: what a classifier's file fits."""
+        return _adopt(nn.HybridBlock(prefix=""), self)
+
     def without_auxiliary(self):
         """Returns a segmenter of the same parameters that gives the logits only."""
         return Segmenter(self, self.head)
+
+
+def _adopt(block, backbone):
+    """Gives a block the stem and the stages of another one; returns it."""
+    for name in BACKBONE:
+        setattr(block, name, getattr(backbone, name))
+    return block
 
 
 def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer()):
@@ -129,12 +139,9 @@ def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer())
       norm: constructor of the heads' normalisation layers.
 
     Raises:
-      UserError: if there is no such head, or the backbone is of another kind or stride.
+      UserError: if there is no such head, or the backbone has another stride.
     """
     check_choice("head", head, HEADS)
-    if not isinstance(backbone, Backbone):
-        raise UserError(f"a segmentation network needs a backbone of four stages, got "
-                        f"{type(backbone).__name__}; take a ResNeSt or ResNet")
     maps = backbone.feature_channels, backbone.feature_strides
     if maps[1][3] not in (8, 16):
         raise UserError(f"a segmentation network needs output_stride 8 or 16, got {maps[1][3]}")
@@ -149,8 +156,7 @@ def initialize(net, ctx=None):
     """
     for head in net.heads():
         head.initialize(mx.init.Uniform(0.07), ctx=ctx)
-    for name in BACKBONE:
-        getattr(net, name).initialize(KAIMING, ctx=ctx)
+    net.stages().initialize(KAIMING, ctx=ctx)
 
 
 class Name(NamedTuple):
