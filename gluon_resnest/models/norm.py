@@ -56,6 +56,20 @@ def norm_layer(policy=None, norm_kwargs=None):
     return functools.partial(constructor, **norm_kwargs)
 
 
+STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+
+
+def freeze_stages(backbone, count):
+    """Freezes the first `count` stages of a backbone, 0 ... 5; see `freeze`.
+
+    Args:
+      backbone: Block with the children of STAGES.
+    """
+    for names in STAGES[:count]:
+        for name in names:
+            freeze(getattr(backbone, name))
+
+
 def freeze(block):
     """Makes every parameter of a block constant, and its batch norms use running statistics.
 

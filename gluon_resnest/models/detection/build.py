@@ -1,0 +1,136 @@
+"""Detectors by name: a backbone in, the finished network out."""
+import functools
+import re
+from dataclasses import dataclass
+from typing import Optional
+
+from gluon_resnest.errors import UserError, check_choice
+from gluon_resnest.models.detection.conventions import conventions as conventions_of
+from gluon_resnest.models.detection.fpn import FPN, FeaturePyramid
+from gluon_resnest.models.detection.rcnn import RCNN
+from gluon_resnest.models.detection.roi_heads import BoxHead, BoxPredictor, BoxStage, MaskHead
+from gluon_resnest.models.detection.rpn import RPNHead
+from gluon_resnest.models.norm import freeze, norm_layer
+
+FAMILIES = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+BACKBONES = ("resnest14", "resnest26", "resnest50", "resnest101", "resnest200", "resnest269",
+             "resnet50", "resnet101")
+NAMES = tuple(f"{family}_fpn_{backbone}_coco" for family in FAMILIES for backbone in BACKBONES)
+
+_GRAMMAR = re.compile(rf"({'|'.join(FAMILIES)})_fpn_(\w+?)(_dcn)?_coco")
+# Detectron2's baselines stride in the 1x1 (paper, text of table 6).
+_BACKBONE_FORMS = {"resnet50": "resnet50_msra", "resnet101": "resnet101_msra"}
+BOX_HEADS = {"2fc": dict(convs=0, fcs=2), "4conv1fc": dict(convs=4, fcs=1)}
+CHANNELS = 256
+
+COCO_CLASSES = tuple((
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
+    "fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, "
+    "bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, "
+    "sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, "
+    "bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
+    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, "
+    "dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, "
+    "toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, "
+    "toothbrush").split(", "))
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Norm policies, see `models.norm`, of the three parts; None is no norm, biases instead.
+
+    `NORMS` has the named ones: "frozen" is that of the rows without SyncBN (paper, table 11).
+    """
+
+    backbone: str
+    fpn: Optional[str]
+    heads: Optional[str]
+
+
+NORMS = {"batch": Norms("batch", "batch", "batch"), "sync": Norms("sync", "sync", "sync"),
+         "frozen": Norms("frozen", None, None)}
+
+
+def parse(name):
+    """Returns (family, name of the backbone, deformable), or None if it names no detector.
+
+    Names are {family}_fpn_{backbone}[_dcn]_coco.
+    """
+    found = _GRAMMAR.fullmatch(name)
+    if not found:
+        return None
+    family, backbone, deformable = found.groups()
+    return family, _BACKBONE_FORMS.get(backbone, backbone), bool(deformable)
+
+
+def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", norms=NORMS["batch"],
+         norm_kwargs=None, box_head="4conv1fc", mask_convs=4, frozen_stages=2):
+    """Builds a detector of a family on a backbone.
+
+    Args:
+      family: one of `FAMILIES`.
+      backbone: has `features`, its norms already as `norms.backbone` says.
+      classes: names of the objects' classes.
+      conventions: a name or `Conventions`.
+      norms: `Norms` or a name in `NORMS`; of its parts, those of the pyramid and the heads.
+      norm_kwargs: see `norm_layer`; "sync" needs `workers`.
+      box_head: a name in `BOX_HEADS`; convolutions are normalised.
+      mask_convs: convolutions of the mask head, 4 or, in the paper's largest model, 8.
+      frozen_stages: how many of stem, stage 1, ... learn nothing and keep their statistics.
+    """
+    check_choice("detector family", family, FAMILIES)
+    check_choice("box head", box_head, tuple(BOX_HEADS))
+    norms, conventions = norms_of(norms), conventions_of(conventions)
+    cascade, masks = family.startswith("cascade"), "mask" in family
+    fpn_norm = norm_layer(norms.fpn, norm_kwargs) if norms.fpn and conventions.fpn_norm else None
+    if fpn_norm and conventions.fpn_norm_eps:
+        fpn_norm = functools.partial(fpn_norm, epsilon=conventions.fpn_norm_eps)
+    head_norm = norm_layer(norms.heads, norm_kwargs) if norms.heads else None
+    freeze_stages(backbone, frozen_stages)
+    features = FeaturePyramid(backbone, FPN(backbone.feature_channels, channels=CHANNELS,
+                                            norm=fpn_norm, p6=conventions.p6))
+    stages = _stages(conventions, len(classes), cascade, lambda: BoxHead(
+        CHANNELS, norm=head_norm, **BOX_HEADS[box_head]))
+    heads = len(stages) if conventions.mask_each_stage else 1
+    return RCNN(features, RPNHead(CHANNELS, features.strides, conventions), stages,
+                classes=classes, conventions=conventions,
+                mask_heads=[MaskHead(CHANNELS, len(classes), convs=mask_convs, norm=head_norm,
+                                     extra_norm=conventions.mask_extra_norm)
+                            for _ in range(heads if masks else 0)],
+                post_nms_train=conventions.cascade_post_nms_train if cascade else None)
+
+
+def norms_of(norms):
+    """Returns the `Norms` of a name in `NORMS`, or `norms` itself if it is one."""
+    if isinstance(norms, Norms):
+        return norms
+    check_choice("norm of a detector", norms, tuple(NORMS))
+    return NORMS[norms]
+
+
+def freeze_stages(backbone, count):
+    """Freezes the stem (1) and as many stages more, see `norm.freeze`; 0 freezes nothing."""
+    if not 0 <= count <= 5:
+        raise UserError(f"expected 0 to 5 frozen stages (the stem is the first), got {count}")
+    parts = [(backbone.conv1, backbone.bn1), (backbone.layer1,), (backbone.layer2,),
+             (backbone.layer3,), (backbone.layer4,)]
+    for part in parts[:count]:
+        for block in part:
+            freeze(block)
+
+
+def _stages(conventions, classes, cascade, head):
+    """Returns the box stages; `head` builds a head."""
+    if not cascade:
+        first = head()
+        return [BoxStage(first, BoxPredictor(first.channels, classes),
+                         threshold=conventions.roi_iou, weights=conventions.box_weights)]
+    stages = []
+    for threshold, weights, loss in zip(conventions.cascade_iou, conventions.cascade_weights,
+                                        conventions.stage_losses):
+        each = head()
+        stages.append(BoxStage(
+            each, BoxPredictor(each.channels, classes, agnostic=True), threshold=threshold,
+            weights=weights, loss=loss,
+            gradient=1 / len(conventions.cascade_iou) if conventions.scale_gradient else 1.0))
+    return stages

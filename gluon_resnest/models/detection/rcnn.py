@@ -1,0 +1,167 @@
+"""Faster, Mask and Cascade R-CNN: one composition; what they are made of makes the difference.
+
+Ren et al. 2015; He et al. 2017; Cai and Vasconcelos 2018; on a pyramid, Lin et al. 2017.
+"""
+from mxnet import nd
+
+from gluon_resnest.errors import UserError
+from gluon_resnest.models.detection import boxes as box
+from gluon_resnest.models.detection import training
+from gluon_resnest.models.detection.conv_norm import block_list
+from gluon_resnest.models.detection.losses import own_class
+from gluon_resnest.models.detection.roi_pooling import RoIPooling
+from gluon_resnest.models.detection.rpn import NO_BOX, Proposals
+from gluon_resnest.models.graphs import TwoGraphs
+
+BOX_SIZE, MASK_SIZE = 7, 14     # sides of pooled RoIs; masks have twice MASK_SIZE
+
+# Pairs of a box and a class that enter the final NMS: its time grows with their square, and the
+# detections that are kept are hardly ever below the hundreds (docs/detection.md).
+CANDIDATES = 3000
+
+
+class RCNN(TwoGraphs):
+    """Two-stage detector; any image size and any batch size, also in exported files.
+
+    Called with images (N, 3, H, W), it returns, best first, with D = `detections` rows each:
+
+      ids (N, D, 1): classes 0..K-1, -1 where there is no further detection;
+      scores (N, D, 1): in [0, 1], -1 as above;
+      bboxes (N, D, 4): corners in pixels of the input, -1 as above;
+      masks (N, D, 28, 28), with mask heads only: probabilities inside of the box, 0 as above.
+
+    The second input `sizes` (N, 2) holds (height, width) of the images in a padded batch, to which
+    boxes are clipped; without it, all images are as large as the batch.
+
+    Args:
+      features: `FeaturePyramid`.
+      rpn: `RPNHead` on its maps.
+      stages: `BoxStage`s; several are a cascade, whose boxes are class-agnostic.
+      mask_heads: none, one, or one for each stage.
+      classes: names of the objects' classes, K of them.
+      conventions: `Conventions`.
+      post_nms_train: see `Conventions`.
+
+    Attributes:
+      conventions, classes, features, rpn, stages, mask_heads: as given.
+    """
+
+    def __init__(self, features, rpn, stages, *, classes, conventions, mask_heads=(),
+                 post_nms_train=None):
+        super().__init__()
+        if len(mask_heads) not in (0, 1, len(stages)):
+            raise UserError(f"expected no mask head, one, or one for each of the {len(stages)} "
+                            f"stages, got {len(mask_heads)}")
+        if not all(stage.predictor.agnostic for stage in stages[:-1]):
+            raise UserError("expected class-agnostic boxes in all stages of a cascade but the last;"
+                            " build their predictors with agnostic=True")
+        self.conventions, self.classes = conventions, tuple(classes)
+        self.features, self.rpn = features, rpn
+        self.stages, self.mask_heads = block_list(stages), block_list(mask_heads)
+        self.train_proposals = Proposals(
+            conventions, pre_nms=conventions.pre_nms_train,
+            post_nms=post_nms_train or conventions.post_nms_train)
+        self.test_proposals = Proposals(conventions, pre_nms=conventions.pre_nms_test,
+                                        post_nms=conventions.post_nms_test)
+        strides = features.strides[:-1]
+        self.box_pooling = RoIPooling(BOX_SIZE, strides, conventions)
+        self.mask_pooling = RoIPooling(MASK_SIZE, strides, conventions) if mask_heads else None
+        self._proposals = min(conventions.post_nms_test,
+                              conventions.pre_nms_test * len(features.strides))
+        self.set_nms(conventions.nms, CANDIDATES, conventions.detections)
+
+    def set_nms(self, nms_thresh=0.5, nms_topk=CANDIDATES, post_nms=100, *, score_thresh=None):
+        """Changes the final post-processing (GluonCV's names).
+
+        Args:
+          nms_thresh: a box is dropped if its IoU with a better one of its class is above this.
+          nms_topk: how many pairs of box and class enter the NMS.
+          post_nms: how many detections are kept.
+          score_thresh: detections score higher than this; None is that of the conventions.
+        """
+        if not 0 < nms_thresh <= 1 or nms_topk < 1 or post_nms < 1:
+            raise UserError(f"expected an IoU in (0, 1] and counts of at least 1, got nms_thresh="
+                            f"{nms_thresh}, nms_topk={nms_topk}, post_nms={post_nms}")
+        self._nms, self._candidates, self._detections = nms_thresh, nms_topk, post_nms
+        self._score_threshold = (self.conventions.score_threshold if score_thresh is None
+                                 else score_thresh)
+        self._clear_cached_op()
+
+    def __call__(self, x, sizes=None):
+        if sizes is None and isinstance(x, nd.NDArray):     # one signature, one cached graph
+            sizes = nd.array([x.shape[2:]], ctx=x.context)
+        return super().__call__(*([x] if sizes is None else [x, sizes]))
+
+    def export(self, path, epoch=0, remove_amp_cast=True):
+        """Writes the inference graph, whose one input is the images, and the parameters."""
+        self._clear_cached_op()
+        self._build_cache(nd.zeros(1))
+        super().export(path, epoch, remove_amp_cast)
+        self._clear_cached_op()
+
+    def losses(self, images, sizes, objects, rngs):
+        """Returns the losses of one batch by name; see `training.losses`."""
+        return training.losses(self, images, sizes, objects, rngs)
+
+    def hybrid_forward(self, F, x, sizes=None):
+        if sizes is None:
+            shape = F.slice_axis(F.shape_array(x), axis=0, begin=2, end=4)
+            sizes = F.reshape(F.cast(shape, dtype="float32"), shape=(1, 2))
+        maps = self.features(x)
+        rois, scores = self.test_proposals(sizes, *self.rpn(*maps))
+        probabilities, boxes = self._boxes(F, rois, maps[:-1], sizes)
+        there = F.expand_dims(scores > NO_BOX / 2, axis=2)
+        ids, scores, boxes = self._detect(F, F.broadcast_mul(probabilities, there), boxes)
+        if not len(self.mask_heads):
+            return ids, scores, boxes
+        return ids, scores, boxes, self._masks(F, ids, boxes, maps[:-1])
+
+    def _boxes(self, F, rois, maps, sizes):
+        """Returns the probabilities (N, P, K) of objects and boxes (N, P, B, 4), B is 1 or K."""
+        mean_of_logits = self.conventions.average == "logit"
+        outputs = []
+        for number, stage in enumerate(self.stages):
+            logits, deltas = stage(self.box_pooling(rois, *maps))
+            outputs.append(logits if mean_of_logits else F.softmax(logits, axis=1))
+            boxes = self.refine(F, stage, rois, F.reshape(deltas, (-4, -1, self._proposals, 0, 0)),
+                                sizes)
+            if number + 1 < len(self.stages):
+                rois = F.reshape(boxes, shape=(0, 0, -1))
+        mean = F.add_n(*outputs) / len(outputs)
+        if mean_of_logits:
+            mean = F.softmax(mean, axis=1)
+        mean = F.reshape(mean, (-4, -1, self._proposals, 0))
+        return F.slice_axis(mean, axis=2, begin=0, end=len(self.classes)), boxes
+
+    def refine(self, F, stage, rois, deltas, sizes):
+        """Returns the clipped boxes (N, R, B, 4) that a stage makes of RoIs (N, R, 4)."""
+        boxes = box.decode(F, F.expand_dims(rois, axis=2), deltas, stage.weights,
+                           self.conventions)
+        return F.reshape_like(box.clip(F, F.reshape(boxes, shape=(0, -1, 4)), sizes), boxes)
+
+    def _detect(self, F, probabilities, boxes):
+        """Returns ids, scores and bboxes after NMS within each class."""
+        classes = len(self.classes)
+        scores = F.reshape(probabilities, shape=(0, -1))                          # (N, P * K)
+        count = min(self._candidates, self._proposals * classes)
+        scores, index = F.topk(scores, k=count, axis=1, ret_typ="both")
+        roi = F.floor(index / classes)
+        ids = index - roi * classes
+        row = roi if self.stages[-1].predictor.agnostic else index
+        rows = box.take_rows(F, F.reshape(boxes, shape=(0, -1, 4)), row)
+        rows = F.concat(F.expand_dims(ids, axis=2), F.expand_dims(scores, axis=2), rows, dim=2)
+        kept = F.contrib.box_nms(rows, overlap_thresh=self._nms, valid_thresh=self._score_threshold,
+                                 id_index=0, score_index=1, coord_start=2)
+        kept = F.slice_axis(kept, axis=1, begin=0, end=min(self._detections, count))
+        return (F.slice_axis(kept, axis=2, begin=0, end=1),
+                F.slice_axis(kept, axis=2, begin=1, end=2),
+                F.slice_axis(kept, axis=2, begin=2, end=6))
+
+    def _masks(self, F, ids, boxes, maps):
+        """Returns the probabilities (N, D, 28, 28) of the masks of detections."""
+        pooled = self.mask_pooling(boxes, *maps)
+        classes = F.reshape(F.maximum(ids, 0), shape=(-1,))
+        masks = [F.sigmoid(own_class(F, head(pooled), classes)) for head in self.mask_heads]
+        masks = F.reshape_like(F.expand_dims(F.add_n(*masks) / len(masks), axis=0), ids,
+                               lhs_begin=0, lhs_end=2, rhs_begin=0, rhs_end=2)
+        return F.broadcast_mul(masks, F.expand_dims(ids >= 0, axis=3))
