@@ -22,6 +22,7 @@ EXTRAS = {
     "coco": ["pycocotools>=2.0.7"],
     "onnx": ["onnx==1.14.1", "onnxruntime>=1.19,<1.21"],
     "convert": ["safetensors"],
+    "wandb": ["wandb"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "flake8", "isort", "scikit-learn",
             "tensorboard"],
 }

@@ -27,6 +27,8 @@ ENGINE_ENVIRONMENT = {
     "MXNET_OPTIMIZER_AGGREGATION_SIZE": ("54", "one kernel updates many small parameters"),
     "MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN_FWD": ("999", "no engine round trip between operators"),
     "MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN_BWD": ("25", "small bulks let all-reduce start early"),
+    "MXNET_GPU_PARALLEL_RAND_COPY": ("1", "one generator per GPU: with several, which one draws "
+                                     "depends on what was drawn before the step was seeded"),
     "MXNET_SAFE_ACCUMULATION": ("1", "float16 reductions add up in float32"),
 }
 
@@ -126,10 +128,19 @@ def _parser(recipes, task_class):
     run.add_argument("--save-every", type=_positive, metavar="STEPS",
                      help="steps between checkpoints inside an epoch (default: none there); each "
                      "epoch ends with one")
+    run.add_argument("--on-nan", default="stop", choices=("stop", "rollback"),
+                     help="a loss is not finite: stop, or go back to the last checkpoint and leave "
+                     "out the steps from there to the fault (default: %(default)s)")
     run.add_argument("--deterministic", action="store_true", help="the same bits in every run, "
                      "also with three workers and more and on GPUs; slower (docs/reliability.md)")
     run.add_argument("--keep", type=_positive, default=3, metavar="K",
                      help="newest checkpoints to keep, besides the best (default: %(default)s)")
+    run.add_argument("--test-io", type=_positive, metavar="STEPS", help="only measure how fast the "
+                     "training images come, over so many steps; no network runs")
+    run.add_argument("--profile", metavar="FILE", help="write a trace of steps 6 to 15 of this run "
+                     "for chrome://tracing")
+    run.add_argument("--wandb", metavar="PROJECT", help="send the numbers of the log to this "
+                     "project of wandb.ai too")
     task_class.add_flags(run)
     fields = dataclasses.fields(next(iter(recipes.values())))
     numbers = parser.add_argument_group(
@@ -165,6 +176,8 @@ def execute(recipe, run, task_class):
     try:
         if run.smoke:
             result = _smoke(recipe, run, task_class, comm)
+        elif run.test_io:
+            result = measure_input(recipe, run, task_class(recipe, run, comm), comm)
         elif run.eval_only:
             result = evaluate(recipe, run, task_class(recipe, run, comm), comm)
         else:
@@ -189,8 +202,8 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
       stop_epoch: end after this epoch, with the schedule of the whole run; None trains to the end.
     """
     from gluon_resnest.engine.checkpoint import Checkpoints, State
-    from gluon_resnest.engine.loop import fit
     from gluon_resnest.engine.report import RunLog, draw_curves
+    from gluon_resnest.engine.rollback import fit_past_faults
     if not run.workdir:
         raise UserError("--workdir DIR is missing; give the directory that takes the run's "
                         "config, log, checkpoints and result")
@@ -203,19 +216,44 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
                  if task.class_names else None)
     start = checkpoints.restore(task.net, task.update, comm) if run.resume == "auto" else State()
     steps = recipe.epochs * task.steps_per_epoch
+    callbacks = []
+    comm.on_main(lambda: callbacks.extend(_callbacks(recipe, run)))
+    comm.warm_up()
     with RunLog(workdir, comm, total_steps=steps, steps_per_epoch=task.steps_per_epoch,
-                batch=recipe.batch) as log:
-        summary = fit(task, task.update, task.lr_at,
-                      steps=(stop_epoch or recipe.epochs) * task.steps_per_epoch,
-                      seed=recipe.seed, comm=comm, log=log, checkpoints=checkpoints, start=start,
-                      log_every=run.log_every, eval_every=recipe.eval_every,
-                      save_every=run.save_every)
+                batch=recipe.batch, callbacks=callbacks) as log:
+        summary = fit_past_faults(
+            task, task.update, task.lr_at, on_nan=run.on_nan,
+            steps=(stop_epoch or recipe.epochs) * task.steps_per_epoch, seed=recipe.seed,
+            comm=comm, log=log, checkpoints=checkpoints, start=start, log_every=run.log_every,
+            eval_every=recipe.eval_every, save_every=run.save_every)
     task.close()
     if not comm.is_main:
         return None
     draw_curves(workdir)
     return _report(workdir / "result.json", recipe, task, summary.metrics, summary.seconds,
                    summary.images_per_second)
+
+
+def _callbacks(recipe, run):
+    """Returns what else listens to the log on this worker."""
+    from gluon_resnest.engine.callbacks import Profile, WeightsAndBiases
+    callbacks = []
+    if run.profile:
+        callbacks.append(Profile(run.profile))
+    if run.wandb:
+        callbacks.append(WeightsAndBiases(run.wandb, {"model": run.model, **recipe.to_json()}))
+    return callbacks
+
+
+def measure_input(recipe, run, task, comm):
+    """Measures and prints the speed of the training input; returns images per second."""
+    from gluon_resnest.engine.speed import input_speed
+    speed = input_speed(task, comm, batch=recipe.batch, steps=run.test_io)
+    task.close()
+    if comm.is_main:
+        print(f"input: {speed:.1f} images/s over {comm.size} worker(s) with {run.data_workers} "
+              f"loader process(es) each, {run.test_io} steps of {recipe.batch} images")
+    return speed
 
 
 def evaluate(recipe, run, task, comm):
@@ -255,7 +293,7 @@ def _smoke(recipe, run, task_class, comm):
 
 def _claim(workdir, recipe, run):
     """Writes config.json, or checks that the one in the run directory is of the same run."""
-    config = {"model": run.model, "recipe": recipe.to_json(),
+    config = {"model": run.model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
               "data": {name: value for name, value in vars(run).items()
                        if name == "data" or name.endswith(_PATHS)}}
     path, started = workdir / "config.json", (workdir / "checkpoints").is_dir()

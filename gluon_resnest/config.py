@@ -107,7 +107,33 @@ def override(recipe, texts):
         recipe, **{name: parse(fields[name], text) for name, text in texts.items()})
 
 
+# What every kind of training offers; `engine.update.make_update` reads these (docs/training.md).
+_UPDATE_SETTINGS = (
+    ("accumulate", int, setting(1, "equal parts in which a worker's batch goes through the network "
+                                "before one update", low=1)),
+    ("clip_norm", float, setting(0.0, "largest Euclidean norm of the gradient; 0: any", low=0.0)),
+    ("ema_decay", float, setting(0.0, "decay per update of the moving average of the weights, "
+                                 "which is then what is evaluated and saved; 0: none", low=0.0,
+                                 high=0.999999)),
+    ("lr_factors", str, setting("", "factors on the learning rate by parts of the network, such "
+                                "as fc=10,layer1=0.1")),
+    ("precision", str, setting("float32", "numbers in convolutions and matrix products",
+                               choices=("float32", "bfloat16", "float16"))),
+    ("compression", str, setting("none", "fp16: gradients travel between workers in float16",
+                                 choices=("none", "fp16"))),
+)
+
+
+def with_update_settings(cls):
+    """Class decorator of recipes: adds the fields of the update behind the class's own."""
+    for name, kind, field in _UPDATE_SETTINGS:
+        cls.__annotations__[name] = kind
+        setattr(cls, name, dataclasses.field(default=field.default, metadata=field.metadata))
+    return cls
+
+
 @dataclass(frozen=True)
+@with_update_settings
 class ClassificationRecipe(Recipe):
     """Numbers of one classification experiment. Durations are epochs, the batch is global."""
 
@@ -131,6 +157,8 @@ class ClassificationRecipe(Recipe):
                         "workers' (sync), or the running ones, not trained (frozen)",
                         choices=("batch", "sync", "frozen"))
     seed: int = setting(0, "seed of every random choice", low=0)
+    freeze_stages: int = setting(0, "leave the first stages as they are: 1 the stem, 2 and layer1, "
+                                 "... 5 all but the head", low=0, high=5)
     # regularisation of the network
     dropblock: float = setting(0.1, "DropBlock probability of stages 3 and 4 at the end of the "
                                "linear ramp from 0", low=0.0, high=0.5)
@@ -215,6 +243,7 @@ class ClassificationRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+@with_update_settings
 class PoseRecipe(Recipe):
     """Numbers of one SimplePose experiment. Durations are epochs, the batch is global."""
 
@@ -294,6 +323,7 @@ class PoseRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+@with_update_settings
 class SegmentationRecipe(Recipe):
     """Numbers of one segmentation experiment. Durations are epochs, the batch is global."""
 

@@ -16,7 +16,8 @@ from mxnet import gluon, nd
 from gluon_resnest.engine import checkpoint as module
 from gluon_resnest.engine.checkpoint import Checkpoint, Checkpoints, State, load, read, snapshot
 from gluon_resnest.engine.comm import Comm
-from gluon_resnest.engine.optim import Update, optimizer
+from gluon_resnest.engine.optim import optimizer
+from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 
 NAMES = ["manifest.json", "model.params", "optimizer.params", "state.json"]
@@ -75,9 +76,8 @@ def update_of(net):
 
 
 def stepped(net, update):
-    with mx.autograd.record():
-        loss = (net(nd.array([[1, 2], [3, 5], [0, 1]])) ** 2).mean()
-    update.step(loss, 0.1)
+    update.step(lambda batch: {"loss": (net(batch[0]) ** 2).mean()},
+                (nd.array([[1, 2], [3, 5], [0, 1]]),), 0.1)
 
 
 def test_gluon_loads_the_model_file(tmp_path):

@@ -45,7 +45,7 @@ LIBRARIES = {
 
 # Libraries that may be absent: imported only inside the function that needs them.
 OPTIONAL = {"gluoncv", "pycocotools", "onnx", "onnxruntime", "torch", "tensorboard", "matplotlib",
-            "safetensors", "sklearn"}
+            "safetensors", "sklearn", "wandb"}
 
 Import = namedtuple("Import", "file line module at_module_level")
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mxnet import autograd, gluon, nd
+from mxnet import gluon, nd
 
 from gluon_resnest.engine.comm import Comm
-from gluon_resnest.engine.optim import (Cosine, Poly, Steps, Update, decays, optimizer, scaled_lr,
+from gluon_resnest.engine.optim import (Cosine, Poly, Steps, decays, optimizer, scaled_lr,
                                         set_multipliers)
+from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 
 SPANS = st.tuples(st.floats(1e-3, 10), st.integers(0, 20), st.integers(1, 40)).map(
@@ -134,9 +135,8 @@ def values(net):
 def run(net, update, steps, start=0):
     for step in range(start, start + steps):
         images = nd.array(np.random.RandomState(step).standard_normal((5, 4)))
-        with autograd.record():
-            loss = (net(images) ** 2).mean()
-        update.step(loss, 0.1 / (step + 1))
+        update.step(lambda batch: {"loss": (net(batch[0]) ** 2).mean()}, (images,),
+                    0.1 / (step + 1))
 
 
 def test_decay_acts_on_weights_only():
@@ -144,9 +144,7 @@ def test_decay_acts_on_weights_only():
     net = small_net()
     net[2].bias.set_data(nd.ones(2))
     before, update = values(net), update_of(net)
-    with autograd.record():
-        loss = (net(nd.ones((5, 4))) * 0).sum()
-    update.step(loss, 0.1)
+    update.step(lambda batch: {"loss": (net(batch[0]) * 0).sum()}, (nd.ones((5, 4)),), 0.1)
     after = values(net)
     for name in ("0.weight", "2.weight"):       # Nesterov's first step: (1 + momentum) lr wd w
         np.testing.assert_allclose(after[name], before[name] * (1 - 1.9 * 0.1 * 0.1), rtol=1e-6)
@@ -176,9 +174,7 @@ def test_nag_equals_what_mxnet_really_computes():
     update = update_of(net)
     weight, velocity, moved = 2.0, 0.0, []
     for lr in (0.1, 0.05, 0.2, 0.0):
-        with autograd.record():
-            loss = (net(nd.ones((1, 1))) * 3).mean()
-        update.step(loss, lr)
+        update.step(lambda batch: {"loss": (net(batch[0]) * 3).mean()}, (nd.ones((1, 1)),), lr)
         coasting, before = 0.9 * velocity, weight
         weight += 1.9 * (coasting - lr * (3 + 0.1 * weight)) - coasting
         velocity = coasting - lr * (3 + 0.1 * weight)

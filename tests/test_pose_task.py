@@ -22,7 +22,8 @@ from gluon_resnest.data.pose_transforms import PersonCrop
 from gluon_resnest.data.keypoints import PARTNERS
 from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.engine.comm import Comm, connect
-from gluon_resnest.engine.optim import Update, optimizer
+from gluon_resnest.engine.optim import optimizer
+from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.weights import save_parameters
 from gluon_resnest.models.resnest import initialize

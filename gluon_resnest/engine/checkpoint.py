@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent, checked by checksum, and never pickled.
 
     checkpoints/step-00001250/
-      model.params       parameters under their structural Gluon names: net.load_parameters reads it
+      model.params       what was evaluated, the weights or their moving average, under structural
+                         Gluon names: net.load_parameters reads it
       optimizer.params   arrays of the update, such as "conv1.weight:0" (momentum)
       state.json         where the run stood: step, best value, seed, numbers of the update
       manifest.json      size and sha256 of the three others
@@ -70,7 +71,7 @@ class Checkpoint:
     Attributes:
       state: where the run stands.
       model: {structural name: numpy array} of the network.
-      arrays, numbers: from `optim.Update.state`, arrays as numpy.
+      arrays, numbers: from `update.Update.state`, arrays as numpy.
     """
 
     state: State
@@ -246,12 +247,13 @@ def snapshot(net, update, state):
     """Copies what a checkpoint holds to host memory.
 
     Args:
-      net: Block; update: `optim.Update`; state: State.
+      net: Block; update: `update.Update`; state: State.
     """
     mx.nd.waitall()            # running statistics may lag behind the step (hybridized nets)
     arrays, numbers = update.state()
-    model = {name: parameter.data().asnumpy()
-             for name, parameter in net._collect_params_with_prefix().items()}
+    with update.averaged():
+        model = {name: parameter.data().asnumpy()
+                 for name, parameter in net._collect_params_with_prefix().items()}
     return Checkpoint(state, model, {name: array.asnumpy() for name, array in arrays.items()},
                       numbers)
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from gluon_resnest.errors import UserError, check_choice
 
+COMPRESSIONS = ("none", "fp16")
+
 
 def connect(environ=os.environ):
     """Joins the Horovod job that launched this process, or runs alone.
@@ -127,6 +129,16 @@ class Comm:
           UserError: the workers have different names, and would wait for each other forever.
         """
 
+    def warm_up(self):
+        """Returns when the workers' ring of sums is built, so that the first step takes no longer.
+
+        Raises:
+          RuntimeError: if a sum over the workers is not what it must be.
+        """
+        total = self.sum_later(mx.nd.ones((1,)), "warm-up").asscalar()
+        if total != self.size:
+            raise RuntimeError(f"{self.size} workers added up to {total:g}: the all-reduce fails")
+
     def split(self, batch):
         """Returns this worker's part of a global batch size.
 
@@ -140,7 +152,7 @@ class Comm:
                             f"(={self.size}); take {near}")
         return batch // self.size
 
-    def trainer(self, params, optimizer, optimizer_args=None):
+    def trainer(self, params, optimizer, optimizer_args=None, *, compression="none"):
         """Makes the trainer that updates `params` with gradients averaged over the workers.
 
         The loss is a mean over the local batch and local batches are equally large, so
@@ -149,7 +161,9 @@ class Comm:
         Args:
           params: ParameterDict, on one device of this process (Horovod reduces the first only).
           optimizer, optimizer_args: as in `mxnet.gluon.Trainer`.
+          compression: "none", or "fp16": gradients travel, and are added up, in float16.
         """
+        check_choice("compression", compression, COMPRESSIONS)
         return mx.gluon.Trainer(params, optimizer, optimizer_args, kvstore=None)
 
     def context(self, device):
@@ -219,9 +233,11 @@ class HorovodComm(Comm):
         self._check_same(sorted(params))
         self._hvd.broadcast_parameters(params, root_rank=0, prefix=self._unique())
 
-    def trainer(self, params, optimizer, optimizer_args=None):
-        return self._hvd.DistributedTrainer(params, optimizer, optimizer_args,
-                                            prefix=self._unique())
+    def trainer(self, params, optimizer, optimizer_args=None, *, compression="none"):
+        check_choice("compression", compression, COMPRESSIONS)
+        return self._hvd.DistributedTrainer(
+            params, optimizer, optimizer_args, prefix=self._unique(),
+            compression=getattr(self._hvd.Compression, compression))
 
     def shutdown(self):
         mx.nd.waitall()

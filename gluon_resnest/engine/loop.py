@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterator, Optional, Protocol
 
 import mxnet as mx
-from mxnet import autograd
 
 from gluon_resnest.engine.checkpoint import State, snapshot
+from gluon_resnest.engine.finite import NotFinite, all_finite
 from gluon_resnest.engine.heartbeat import Heart
 from gluon_resnest.engine.stopping import Stop, Stopped
 from gluon_resnest.engine.writer import Writer
@@ -65,7 +65,7 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
     """Trains `task` up to `steps` updates; see docs/architecture.md for what a task is.
 
     Args:
-      update: `optim.Update`, or what has its methods: takes a loss, changes the parameters.
+      update: `update.Update`: changes the parameters by the loss of a batch.
       lr_at: schedule; the k-th update, counted from 1, uses `lr_at(k)`.
       seed: of what is drawn on the device (dropout, DropBlock), with step and rank.
       comm, log, checkpoints: this worker's `Comm`, `RunLog` and `Checkpoints`.
@@ -75,8 +75,8 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
       save_every: steps between checkpoints inside an epoch; each epoch ends with one.
 
     Raises:
-      FloatingPointError: on all workers, naming step, loss term and worker of the first loss that
-        is not finite.
+      NotFinite: on all workers, naming step, loss term and worker of the first loss that is not
+        finite, or the step after which the parameters are not; nothing of it is saved.
       UserError: `start` belongs to another seed or data set, or a checkpoint could not be written
         (found at the next one, or at the end).
       Stopped: on all workers after the same step, saved; some worker got SIGTERM or SIGINT.
@@ -96,10 +96,7 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
             with window.waiting():
                 batch = next(batches)
             mx.random.seed(device_seed(seed, step, comm.rank))
-            with autograd.record():
-                losses = task.losses(batch)
-                loss = sum(losses.values())
-            update.step(loss, lr_at(step + 1))
+            losses = update.step(task.losses, batch, lr_at(step + 1))
             window.add(step + 1, losses)
             log.advance()
 
@@ -111,9 +108,12 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
                 log.training(done, lr_at(done), window.close())
             if saves:
                 mx.nd.waitall()      # a hybridized net's running statistics may lag behind
+                _check_parameters(task, comm, done)
                 if done == steps or (epoch_ends and done // task.steps_per_epoch % eval_every == 0):
                     heart.beat("evaluation", done)
-                    state = _judged(state, done, task.evaluate(), task.main_metric)
+                    with update.averaged():
+                        metrics = task.evaluate()
+                    state = _judged(state, done, metrics, task.main_metric)
                     log.evaluation(done, state.metrics)
                 heart.beat("saving", done)
                 state = replace(state, step=done, seconds=time.monotonic() - began)
@@ -174,7 +174,7 @@ class Window:
           "data_wait": share of the seconds this worker waited for data}.
 
         Raises:
-          FloatingPointError: on all workers, if a loss of any of them is not finite.
+          NotFinite: on all workers, if a loss of any of them is not finite.
         """
         values = {name: mx.nd.concat(*(losses[name].reshape(-1) for losses in self._losses),
                                      dim=0).asnumpy().astype("float64")
@@ -186,7 +186,8 @@ class Window:
         faults = [(*fault, rank) for rank, (fault, _) in enumerate(notes) if fault]
         if faults:
             step, name, rank = min(faults, key=lambda fault: fault[0])
-            raise FloatingPointError(f"loss {name!r} is not finite at step {step} on worker {rank}")
+            raise NotFinite(f"loss {name!r} is not finite at step {step} on worker {rank}",
+                            self._steps[-1])
         means = {name: float(sum(note[name] for _, note in notes) / len(notes)) for name in values}
         record = {"losses": means, "steps": len(self._steps), "seconds": seconds,
                   "data_wait": self._waited / seconds}
@@ -211,6 +212,13 @@ def _continued(start, seed, workers, steps_per_epoch):
                      "what is drawn on a device differ from an undisturbed run", start.step,
                      start.workers, workers)
     return here
+
+
+def _check_parameters(task, comm, step):
+    """Raises NotFinite, on all workers, if a parameter is not finite: a loss tells a step late."""
+    if comm.any(not all_finite([parameter.data() for parameter in task.params.values()])):
+        raise NotFinite(f"the parameters are not finite after step {step}, though its loss is",
+                        step)
 
 
 def _judged(state, step, metrics, main_metric):

@@ -1,4 +1,4 @@
-"""Learning rate schedules as pure functions, the optimizers, and the update of the parameters.
+"""Learning rate schedules as pure functions, the optimizers, and who learns how fast.
 
 A schedule is called with the number of an update, counted from 1: `lr_at(k)` is the rate of the
 k-th update. So the first update of a run of `total_steps` uses `lr_at(1)`, the last one
@@ -10,7 +10,7 @@ from typing import Tuple
 
 import mxnet as mx
 
-from gluon_resnest.errors import UserError, check_choice
+from gluon_resnest.errors import UserError, check_choice, nearest
 
 
 @dataclass(frozen=True)
@@ -133,96 +133,43 @@ def set_multipliers(params, *, decays=decays, lr_mult=lambda name: 1.0):
         parameter.lr_mult = lr_mult(name)
 
 
-class Update:
-    """One update of the parameters from a loss, and the state it carries from step to step.
+def scale_rates(net, factors):
+    """Multiplies the learning rate of parts of a network.
 
     Args:
-      trainer: from `comm.trainer`.
-      net: Block that owns the trainer's parameters; its structural names name the state, so
-        that a checkpoint fits any instance of the network.
+      net: Block.
+      factors: "part=factor" with commas between, where a part is the beginning of structural
+        names, such as "fc=10,layer1.0=0.1"; where several fit, the longest counts.
+
+    Raises:
+      UserError: if a part is not in the network, or a factor is no number >= 0.
     """
-
-    def __init__(self, trainer, net):
-        self._trainer = trainer
-        structural = {id(parameter): name
-                      for name, parameter in net._collect_params_with_prefix().items()}
-        foreign = [parameter.name for parameter in trainer._params
-                   if id(parameter) not in structural]
-        if foreign:
-            raise ValueError(f"the trainer updates {foreign[0]!r}, which the network does not own")
-        self._names = [structural[id(parameter)] for parameter in trainer._params]
-
-    def step(self, loss, lr):
-        """Propagates `loss` back, averages gradients over the workers, updates once.
-
-        Args:
-          loss: scalar NDArray, recorded by autograd, a mean over the local batch.
-          lr: learning rate of this update.
-        """
-        self._trainer.set_learning_rate(lr)
-        loss.backward()
-        self._trainer.step(1)
-
-    def state(self):
-        """Returns what a later `restore` needs to go on bit for bit.
-
-        Returns:
-          (arrays, numbers): {"<parameter>:<slot>": NDArray} such as "conv1.weight:0", the
-          momentum; and a dict of plain JSON values.
-        """
-        optimizer, updater = self._optimizer(), self._trainer._updaters[0]
-        arrays = {f"{self._names[index]}:{slot}": array
-                  for index, state in updater.states.items()
-                  for slot, array in enumerate(_slots(state))}
-        counts = {self._names[index]: count
-                  for index, count in optimizer._index_update_count.items()}
-        return arrays, {"optimizer": type(optimizer).__name__.lower(),
-                        "num_update": optimizer.num_update, "counts": counts}
-
-    def restore(self, arrays, numbers):
-        """Continues from `state()`'s values, arrays as numpy or NDArray.
-
-        Raises:
-          UserError: if they belong to another optimizer or network; nothing is changed then.
-        """
-        optimizer, updater = self._optimizer(), self._trainer._updaters[0]
-        kind, counts = type(optimizer).__name__.lower(), numbers.get("counts", {})
-        if numbers.get("optimizer") != kind:
-            raise UserError(f"the checkpoint was made by optimizer {numbers.get('optimizer')!r}, "
-                            f"this run uses {kind!r}; use the same, or another workdir")
-        fresh = {index: optimizer.create_state_multi_precision(index, parameter.data())
-                 for index, parameter in enumerate(self._trainer._params)
-                 if self._names[index] in counts}
-        slots = {f"{self._names[index]}:{slot}": array for index, state in fresh.items()
-                 for slot, array in enumerate(_slots(state))}
-        wrong = [name for name in counts if name not in self._names]
-        wrong += [name for name in {**slots, **arrays} if name not in slots or name not in arrays
-                  or slots[name].shape != arrays[name].shape]
-        if wrong:
-            raise UserError(f"the optimizer state of the checkpoint does not fit this network: "
-                            f"{wrong[0]!r} is missing, unexpected or of another shape; use the "
-                            "same network, or another workdir")
-        for name, array in arrays.items():
-            slots[name][:] = array
-        updater.states.update(fresh)
-        updater.states_synced.update(dict.fromkeys(fresh, True))
-        # MXNet counts updates per device and forgets them when it meets another one.
-        optimizer._set_current_context(self._trainer._contexts[0].device_id)
-        optimizer.num_update = numbers["num_update"]
-        optimizer._index_update_count.update(
-            (index, counts[self._names[index]]) for index in fresh)
-
-    def _optimizer(self):
-        return self._trainer._optimizer
+    params = net._collect_params_with_prefix()
+    parts = sorted(_factors(factors).items(), key=lambda item: len(item[0]))
+    chosen = {}
+    for part, factor in parts:
+        inside = [name for name in params if f"{name}.".startswith(f"{part}.")]
+        if not inside:
+            raise UserError(f"lr_factors names {part!r}, which is no part of the network"
+                            f"{nearest(part, {name.partition('.')[0] for name in params})}")
+        chosen.update(dict.fromkeys(inside, factor))
+    for name, factor in chosen.items():
+        params[name].lr_mult *= factor
 
 
-def _slots(state):
-    """Returns the arrays of one parameter's optimizer state, a nest of NDArrays and None."""
-    if state is None:
-        return []
-    if isinstance(state, mx.nd.NDArray):
-        return [state]
-    return [array for part in state for array in _slots(part)]
+def _factors(text):
+    """Reads "a=1,b=2" as {"a": 1.0, "b": 2.0}."""
+    factors = {}
+    for word in filter(None, text.split(",")):
+        part, _, number = word.partition("=")
+        try:
+            factors[part.strip()] = float(number)
+        except ValueError:
+            factors[part.strip()] = math.nan
+        if not 0 <= factors[part.strip()] < math.inf:
+            raise UserError(f"lr_factors must be part=factor with factors of at least 0, such as "
+                            f"fc=10,layer1=0.1, got {word!r}")
+    return factors
 
 
 def _warmup(schedule, step):

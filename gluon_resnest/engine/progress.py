@@ -86,7 +86,7 @@ class TensorBoard:
         pass
 
     def write(self, line):
-        for name, value in _scalars(line):
+        for name, value in scalars(line):
             self._writer.add_scalar(name, value, line["step"], wall_time=line["time"])
         self._writer.flush()
 
@@ -94,7 +94,7 @@ class TensorBoard:
         self._writer.close()
 
 
-def _scalars(line):
+def scalars(line):
     """Yields (name, value) of a log line's numbers."""
     for name, value in line.items():
         if isinstance(value, dict):

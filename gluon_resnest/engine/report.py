@@ -31,21 +31,22 @@ class RunLog:
       comm: this worker's Comm.
       total_steps: updates of the whole run; steps_per_epoch: of an epoch.
       batch: images per step over all workers.
+      callbacks: from `callbacks`, for the main worker; closed with the log.
     """
 
-    def __init__(self, workdir, comm, *, total_steps, steps_per_epoch, batch):
+    def __init__(self, workdir, comm, *, total_steps, steps_per_epoch, batch, callbacks=()):
         self._file = Path(workdir) / LOG
         self._comm = comm
         self._total, self._per_epoch, self._batch = total_steps, steps_per_epoch, batch
         self._steps = self._seconds = 0
-        self._displays = []
+        self._displays, self._callbacks = [], list(callbacks)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for display in self._displays:
-            display.close()
+        for listener in self._displays + self._callbacks:
+            listener.close()
 
     @property
     def images_per_second(self):
@@ -63,8 +64,8 @@ class RunLog:
 
     def advance(self):
         """Moves the progress bar by one step."""
-        for display in self._displays:
-            display.advance()
+        for listener in self._displays + self._callbacks:
+            listener.advance()
 
     def training(self, step, lr, window):
         """Writes a line of training.
@@ -93,6 +94,8 @@ class RunLog:
     def _open(self, step):
         lines = [line for line in read_log(self._file) if line["step"] <= step]
         _write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+        for display in self._displays:          # the run goes on after a rollback
+            display.close()
         self._displays = displays(step, self._total, lines, self._file.parent / TENSORBOARD)
 
     def _append(self, line):
@@ -101,8 +104,8 @@ class RunLog:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise _unwritable(self._file, error) from error
-        for display in self._displays:
-            display.write(line)
+        for listener in self._displays + self._callbacks:
+            listener.write(line)
 
 
 def read_log(path):

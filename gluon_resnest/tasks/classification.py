@@ -12,12 +12,15 @@ from gluon_resnest.data.loader import Loader
 from gluon_resnest.data.sampling import EvalPlan, TrainPlan
 from gluon_resnest.data.synthetic import SyntheticClassification
 from gluon_resnest.data.transforms import eval_transform, train_transform
-from gluon_resnest.engine.optim import Cosine, Update, decays, optimizer, set_multipliers
+from gluon_resnest.engine.amp import enable
+from gluon_resnest.engine.optim import Cosine, decays, optimizer, set_multipliers
+from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy
 from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.norm import few_values
+from gluon_resnest.models.norm import freeze_stages
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.zoo import get_model, load_weights
 
@@ -61,18 +64,20 @@ class Classification:
         self._val = _evaluation_data(recipe, run, comm, self.class_names)
         self.class_names = self.class_names or self._val.dataset.class_names
 
+        enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
         self.net = _network(recipe, comm, self._context)
         if self._train is not None:
             _warn_of_few_values(self.net, recipe, comm)
         if run.weights:
             load_weights(self.net, recipe.network, run.weights, ctx=self._context)
+        freeze_stages(self.net, recipe.freeze_stages)
         self.net.hybridize(static_alloc=True)
         self.params = self.net.collect_params()
         set_multipliers(self.params, decays=decays if not recipe.decay_bias_and_norm
                         else lambda name: True)
-        self.update = Update(comm.trainer(self.params, optimizer(
-            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum)), self.net)
+        self.update = make_update(recipe, self.net, comm, optimizer(
+            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
         self._teacher = _teacher(recipe, run, self._context)
         self._loss = SoftCrossEntropy() if self._teacher is None else \
             Distillation(recipe.temperature, recipe.hard_weight)
@@ -119,7 +124,8 @@ class Classification:
         for batch in tqdm(self._val.epoch(0), "evaluating", self._val.steps_per_epoch, leave=False,
                           disable=None if self._comm.is_main else True):
             images, labels = batch.arrays
-            metric.update(self.net(nd.array(images, ctx=self._context)).asnumpy(), labels)
+            if len(labels):     # a worker's share of the last step may be empty
+                metric.update(self.net(nd.array(images, ctx=self._context)).asnumpy(), labels)
         top1, top5, seen = (int(count) for count in self._comm.total(metric.counts()))
         if seen != len(self._val.dataset):
             raise RuntimeError(f"evaluation saw {seen} images of {len(self._val.dataset)}: each "

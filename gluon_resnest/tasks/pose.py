@@ -11,7 +11,9 @@ from gluon_resnest.data.keypoints import JOINTS, PARTNERS
 from gluon_resnest.data.loader import Loader
 from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.data.sampling import EvalPlan, TrainPlan
-from gluon_resnest.engine.optim import Steps, Update, optimizer, set_multipliers
+from gluon_resnest.engine.amp import enable
+from gluon_resnest.engine.optim import Steps, optimizer, set_multipliers
+from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import JointHeatmapLoss
 from gluon_resnest.models.resnest import initialize
@@ -67,6 +69,7 @@ class Pose:
             self.steps_per_epoch = self._train.steps_per_epoch
         self._val, self._truth = _evaluation_data(recipe, run, comm)
 
+        enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
         self.net = pose_model(recipe.network, len(JOINTS), dropblock=recipe.dropblock)
         initialize(self.net, ctx=self._context)
@@ -77,8 +80,8 @@ class Pose:
         self.net.hybridize(static_alloc=True)
         self.params = self.net.collect_params()
         set_multipliers(self.params)
-        self.update = Update(comm.trainer(self.params, optimizer(recipe.optimizer, wd=recipe.wd)),
-                             self.net)
+        self.update = make_update(recipe, self.net, comm,
+                                  optimizer(recipe.optimizer, wd=recipe.wd))
         self._loss = JointHeatmapLoss()
         self._loss.hybridize()
 

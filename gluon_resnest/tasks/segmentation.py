@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd, nd
+from mxnet import nd
 from tqdm import tqdm
 
 from gluon_resnest.data import color
@@ -15,16 +15,18 @@ from gluon_resnest.data.segmentation import SegmentationDataset, read_ahead
 from gluon_resnest.data.segmentation_layouts import open_segmentation
 from gluon_resnest.data.segmentation_transforms import TrainTransform
 from gluon_resnest.data.shapes import KINDS, ShapeScenes
-from gluon_resnest.engine.optim import Poly, Update, decays, optimizer, set_multipliers
+from gluon_resnest.engine.amp import enable
+from gluon_resnest.engine.optim import Poly, decays, optimizer, set_multipliers
+from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import PixelCrossEntropy
 from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixel_accuracy
 from gluon_resnest.models.segmentation import initialize, parse_name
 from gluon_resnest.models.whole_image import WholeImage
-from gluon_resnest.zoo import get_model, load_weights
+from gluon_resnest.zoo import get_model, load_backbone_weights, load_weights
 
 CONFUSION = "confusion.npy"         # in the run directory: int64 (classes, classes), rows are true
-_SUMS_UNDER_WAY = 8                 # more than the steps that are under way at a time
+_SUM_NUMBERS = range(8)             # more than the steps that are under way at a time
 _NORMALIZATION = color.normalization()
 _BLACK = tuple(_NORMALIZATION[:, 3])
 
@@ -47,7 +49,8 @@ class Segmentation:
                             "the recipe's dataset says (docs/segmentation.md), or with train.rec "
                             "and val.rec of tools/pack_masks.py")
         parser.add_argument("--backbone-weights", metavar="FILE", help="start the backbone from "
-                            "this .params file of a classifier, or: published")
+                            "this .params file of a classifier, or the published ones of a zoo "
+                            "name")
         parser.add_argument("--eval-batch", type=int, default=4, metavar="N",
                             help="windows a worker evaluates at a time (default: %(default)s)")
         parser.add_argument("--synthetic-steps", type=int, default=100, metavar="N",
@@ -66,6 +69,7 @@ class Segmentation:
         self._readers = run.data_workers
         self.class_names = self.class_names or self._val.class_names
 
+        enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
         self.net = _network(recipe, run, comm, self._context)
         self.net.hybridize(static_alloc=True)
@@ -81,12 +85,11 @@ class Segmentation:
             self.params,
             decays=(lambda name: True) if recipe.decay_bias_and_norm else decays,
             lr_mult=lambda name: recipe.head_lr_factor if name in heads else 1.0)
-        self.update = Update(comm.trainer(self.params, optimizer(
-            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum)), self.net)
+        self.update = make_update(recipe, self.net, comm, optimizer(
+            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
         self._loss = PixelCrossEntropy(recipe.ohem_easy,
                                        min(recipe.ohem_keep, recipe.crop_px ** 2))
         self._loss.hybridize()
-        self._sum_numbers = itertools.cycle(range(_SUMS_UNDER_WAY))
 
     @property
     def lr_at(self):
@@ -99,24 +102,28 @@ class Segmentation:
         """Does nothing: nothing changes between the epochs."""
 
     def batches(self, start_step):
-        """Yields (images (N, 3, S, S), labels (N, S, S)) on the device, from a global step on."""
-        for batch in self._train.batches(start_step):
-            yield tuple(nd.array(part, ctx=self._context) for part in batch.arrays)
+        """Yields (images (N, 3, S, S), labels (N, S, S), pixels (N,)) from a global step on.
+
+        `pixels` is the mean number of labelled pixels of an image over all workers, at least one
+        in the whole batch: the same for each image, and on each worker.
+        """
+        for batch, number in zip(self._train.batches(start_step), itertools.cycle(_SUM_NUMBERS)):
+            images, labels = (nd.array(part, ctx=self._context) for part in batch.arrays)
+            labelled = self._comm.sum_later((labels >= 0).sum(), f"pixels.{number}")
+            count = len(images) * self._comm.size
+            pixels = nd.maximum(labelled, 1) / count
+            yield images, labels, pixels.broadcast_to((len(images),))
 
     def losses(self, batch):
-        """Returns {"loss", "auxiliary"}, sums over the labelled pixels of this worker's images.
+        """Returns {"loss", "auxiliary"}: sums over the labelled pixels of these images.
 
-        Each is divided by the mean over the workers of the pixels that count, so that the mean
-        over the workers is that of all their pixels, however these are distributed.
+        Divided by the pixels that so many images have on average. So the mean over the workers, or
+        over the parts of a batch, is the mean over all labelled pixels, however they are
+        distributed.
         """
-        images, labels = batch
-        sums, counts = zip(*(self._loss(logits, labels) for logits in self.net(images)))
-        with autograd.pause():
-            counts = self._comm.sum_later(nd.concat(*counts, dim=0),
-                                          f"pixels.{next(self._sum_numbers)}")
-            main, auxiliary = (nd.maximum(counts, 1) / self._comm.size).split(2, axis=0)
-        return {"loss": sums[0] / main,
-                "auxiliary": self._recipe.aux_weight * sums[1] / auxiliary}
+        images, labels, pixels = batch
+        main, auxiliary = (self._loss(logits, labels) / pixels.sum() for logits in self.net(images))
+        return {"loss": main, "auxiliary": self._recipe.aux_weight * auxiliary}
 
     def evaluate(self):
         """Compares every pixel of the evaluation set at full size, over all workers.
@@ -168,16 +175,14 @@ def _network(recipe, run, comm, context):
     net = get_model(recipe.network, classes=recipe.classes, output_stride=recipe.output_stride,
                     norm_layer=recipe.norm,
                     norm_kwargs={"workers": comm} if recipe.norm == "sync" else None)
-    spelled = parse_name(recipe.network)
-    if not spelled:
+    if not parse_name(recipe.network):
         raise UserError(f"{recipe.network!r} is no segmentation network; expected "
                         "{head}_{backbone}[_{data set}], such as deeplab_resnest50_ade")
     initialize(net, ctx=context)
+    if run.backbone_weights:
+        load_backbone_weights(net.stages(), run.backbone_weights, ctx=context)
     if run.weights:
         load_weights(net, recipe.network, run.weights, ctx=context)
-    elif run.backbone_weights:
-        load_weights(net, spelled.backbone, run.backbone_weights, ctx=context,
-                     ignore=("fc.*", "head.*", "auxlayer.*"))
     return net
 
 

@@ -1,0 +1,49 @@
+"""Goes on after numbers that are not finite: back to the last checkpoint, past the bad steps."""
+import logging
+from dataclasses import replace
+
+import mxnet as mx
+
+from gluon_resnest.engine.finite import NotFinite
+from gluon_resnest.engine.loop import fit
+
+POLICIES = ("stop", "rollback")
+ATTEMPTS = 3                 # rollbacks to one checkpoint before the run is given up
+
+_log = logging.getLogger(__name__)
+
+
+def fit_past_faults(task, update, lr_at, *, comm, checkpoints, start, on_nan, **options):
+    """Trains as `loop.fit`, and knows what to do when a loss or a parameter is not finite.
+
+    "stop" raises. "rollback" returns to the newest checkpoint and leaves out all steps, with their
+    batches and rates, from there to where the fault was found: the rest of the run is that of one
+    that never had them. (A spike has its cause before the step that shows it, so that leaving out
+    that step alone would meet it again.)
+
+    Args:
+      on_nan: one of POLICIES.
+      task, update, lr_at, comm, checkpoints, start, options: as for `loop.fit`.
+
+    Raises:
+      NotFinite: on all workers: the policy is "stop", there is no checkpoint to go back to, no step
+        is left to go on with, or one checkpoint was gone back to ATTEMPTS times.
+    """
+    attempts = {}
+    while True:
+        try:
+            return fit(task, update, lr_at, comm=comm, checkpoints=checkpoints, start=start,
+                       **options)
+        except NotFinite as fault:
+            mx.nd.waitall()
+            good = comm.on_main(lambda: max(checkpoints.steps(), default=None))
+            if good is None:
+                raise NotFinite(f"{fault}; there is no checkpoint to go back to", fault.step)
+            if on_nan == "stop":
+                raise NotFinite(f"{fault}; the last good checkpoint is of step {good}", fault.step)
+            attempts[good] = attempts.get(good, 0) + 1
+            if fault.step >= options["steps"] or attempts[good] > ATTEMPTS:
+                raise NotFinite(f"{fault}; going back to step {good} does not help", fault.step)
+            _log.warning("%s; going back to step %d and on from %d, without the steps between",
+                         fault, good, fault.step)
+            start = replace(checkpoints.restore(task.net, update, comm), step=fault.step)
