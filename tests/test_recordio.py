@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from mxnet import recordio
 
-from gluon_resnest.data.record_format import (Damaged, MAGIC, Record, frame, pack_record, unframe,
-                                              unpack_record)
+from gluon_resnest.data.record_format import (
+    MAGIC, Damaged, Record, frame, pack_record, unframe, unpack_record)
 from gluon_resnest.data.recordio import RecordFile, RecordWriter
 from gluon_resnest.errors import UserError
 

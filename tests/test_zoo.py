@@ -177,8 +177,8 @@ def test_other_output_strides_are_refused(output_stride):
 
 
 def test_pretrained_loads_the_published_file(tmp_path, monkeypatch):
-    from dataclasses import replace
     import hashlib
+    from dataclasses import replace
     net = get_model("resnest_tiny")
     net.initialize()
     net.save_parameters(str(tmp_path / "w.params"))

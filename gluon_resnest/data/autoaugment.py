@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from ..errors import UserError
+from gluon_resnest.errors import UserError
 
 BLACK, GREY = (0, 0, 0), (128, 128, 128)
 MAX_MAGNITUDE = 30      # of RandAugment

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
-from . import images
-from .classification import read_class_names
-from .processes import in_order
-from .recordio import RecordFile, sidecar
+from gluon_resnest.data import images
+from gluon_resnest.data.classification import read_class_names
+from gluon_resnest.data.processes import in_order
+from gluon_resnest.data.recordio import RecordFile, sidecar
+from gluon_resnest.errors import UserError
 
 _CHUNK = 16                                                   # records a process gets at a time
 _HASH_BYTES = 1 << 22

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError, nearest
-from . import images
-from .recordio import RecordFile, sidecar
+from gluon_resnest.data import images
+from gluon_resnest.data.recordio import RecordFile, sidecar
+from gluon_resnest.errors import UserError, nearest
 
 
 class RecordDataset:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import MissingExtra, UserError
-from . import images
+from gluon_resnest.data import images
+from gluon_resnest.errors import MissingExtra, UserError
 
 CROWD = 65535       # value of pixels that only a crowd covers; nobody says what they are
 

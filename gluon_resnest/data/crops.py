@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..errors import check_choice
+from gluon_resnest.errors import check_choice
 
 ATTEMPTS = 10
 ASPECT = (3 / 4, 4 / 3)     # width / height

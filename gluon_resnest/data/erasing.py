@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UserError, check_choice
+from gluon_resnest.errors import UserError, check_choice
 
 FILLS = ("zero", "pixel")
 AREA = (0.02, 1 / 3)        # share of the image

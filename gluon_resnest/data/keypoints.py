@@ -9,9 +9,9 @@ from typing import Dict
 
 import numpy as np
 
-from ..errors import UserError
-from . import images
-from .sampling import random_for
+from gluon_resnest.data import images
+from gluon_resnest.data.sampling import random_for
+from gluon_resnest.errors import UserError
 
 JOINTS = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder",
           "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",

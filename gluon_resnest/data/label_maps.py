@@ -4,7 +4,7 @@ from typing import Mapping, Optional, Tuple
 
 import numpy as np
 
-from ..errors import UserError
+from gluon_resnest.errors import UserError
 
 IGNORED = -1        # class of pixels that neither train nor count
 _UNKNOWN = -2

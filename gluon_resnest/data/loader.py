@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
-from .ring import Layout, Ring, Spec
-from .sampling import random_for
-from .worker import TASK, fill
+from gluon_resnest.data.ring import Layout, Ring, Spec
+from gluon_resnest.data.sampling import random_for
+from gluon_resnest.data.worker import TASK, fill
+from gluon_resnest.errors import UserError
 
 _LEASED = 2                                                   # the consumer's batch and its last
 _AHEAD = 2                                                    # being filled meanwhile

@@ -8,10 +8,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
-from . import images
-from .label_maps import IGNORED, ignored_value
-from .recordio import RecordFile, RecordWriter, sidecar
+from gluon_resnest.data import images
+from gluon_resnest.data.label_maps import IGNORED, ignored_value
+from gluon_resnest.data.recordio import RecordFile, RecordWriter, sidecar
+from gluon_resnest.errors import UserError
 
 CLASS_NAMES = ".classes.txt"
 _HEAD = 8

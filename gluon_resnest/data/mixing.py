@@ -9,8 +9,8 @@ says: one lambda for every image, keyed by the image itself, partners 2k and 2k 
 """
 import numpy as np
 
-from ..errors import UserError, check_choice
-from .sampling import random_for
+from gluon_resnest.data.sampling import random_for
+from gluon_resnest.errors import UserError, check_choice
 
 MODES = ("none", "batch", "example")
 FORMULAS = ("uniform", "paper")

@@ -12,12 +12,12 @@ from typing import NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
-from . import images
-from .classification import list_folder
-from .processes import in_order
-from .recordio import RecordWriter, sidecar, write_whole
-from .sampling import random_for
+from gluon_resnest.data import images
+from gluon_resnest.data.classification import list_folder
+from gluon_resnest.data.processes import in_order
+from gluon_resnest.data.recordio import RecordWriter, sidecar, write_whole
+from gluon_resnest.data.sampling import random_for
+from gluon_resnest.errors import UserError
 
 _CHUNK = 16                                                   # images a process gets at a time
 

@@ -10,8 +10,8 @@ from typing import Tuple
 import cv2
 import numpy as np
 
-from ..errors import UserError
-from . import color
+from gluon_resnest.data import color
+from gluon_resnest.errors import UserError
 
 
 def crop_matrix(box, height, width, *, margin=1.25, scale=1.0, degrees=0.0):

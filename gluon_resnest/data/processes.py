@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from ..errors import UserError
+from gluon_resnest.errors import UserError
 
 _AHEAD = 4                                                    # tasks a process may be ahead
 

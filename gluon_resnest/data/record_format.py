@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from gluon_resnest.errors import UserError
 
 MAGIC = struct.pack("<I", 0xced7230a)
 _PART = struct.Struct("<II")

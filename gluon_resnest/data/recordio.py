@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
-from .record_format import (Damaged, Record, frame, pack_record, record_end, unframe,
-                            unpack_record)
+from gluon_resnest.data.record_format import (
+    Damaged, Record, frame, pack_record, record_end, unframe, unpack_record)
+from gluon_resnest.errors import UserError
 
 _HEADERS_CHECKED = 65536                                      # at opening; all others at reading
 

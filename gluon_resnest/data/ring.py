@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from gluon_resnest.errors import UserError
 
 _ALIGN = 64                                                   # bytes, a cache line
 

@@ -10,7 +10,7 @@ import operator
 
 import numpy as np
 
-from ..errors import UserError, nearest
+from gluon_resnest.errors import UserError, nearest
 
 ORDERS = ("global", "shards")
 REMAINDERS = ("fill", "discard")

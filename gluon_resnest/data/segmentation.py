@@ -5,8 +5,8 @@ A source says where pairs come from: `len`, `read(index) -> (image, values)`, `i
 """
 from concurrent.futures import ThreadPoolExecutor
 
-from ..errors import UserError
-from . import images
+from gluon_resnest.data import images
+from gluon_resnest.errors import UserError
 
 
 class SegmentationDataset:

@@ -13,13 +13,13 @@ that tools/pack_masks.py wrote takes the place of any layout.
 """
 from pathlib import Path
 
-from ..errors import UserError, check_choice
-from . import images, label_maps
-from .classification import read_class_names
-from .coco_masks import CROWD, CocoMasks
-from .mask_packing import CLASS_NAMES, PackedPairs
-from .recordio import sidecar
-from .segmentation import FilePairs, SegmentationDataset
+from gluon_resnest.data import images, label_maps
+from gluon_resnest.data.classification import read_class_names
+from gluon_resnest.data.coco_masks import CROWD, CocoMasks
+from gluon_resnest.data.mask_packing import CLASS_NAMES, PackedPairs
+from gluon_resnest.data.recordio import sidecar
+from gluon_resnest.data.segmentation import FilePairs, SegmentationDataset
+from gluon_resnest.errors import UserError, check_choice
 
 SPLITS = ("train", "val")
 

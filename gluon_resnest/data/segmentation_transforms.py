@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from . import color
-from .label_maps import IGNORED
+from gluon_resnest.data import color
+from gluon_resnest.data.label_maps import IGNORED
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..errors import UserError
-from .sampling import random_for
+from gluon_resnest.data.sampling import random_for
+from gluon_resnest.errors import UserError
 
 KINDS = ("disc", "square", "triangle", "cross", "ring")
 _TEXTURE_PX = 8     # of the background's spots

@@ -1,8 +1,8 @@
 """Images made on the spot: for wiring checks and for measuring speed without a disk."""
 import numpy as np
 
-from ..errors import UserError
-from .sampling import random_for
+from gluon_resnest.data.sampling import random_for
+from gluon_resnest.errors import UserError
 
 
 class SyntheticClassification:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..errors import UserError, check_choice
-from . import autoaugment, color, crops
-from .erasing import RandomErasing
+from gluon_resnest.data import autoaugment, color, crops
+from gluon_resnest.data.erasing import RandomErasing
+from gluon_resnest.errors import UserError, check_choice
 
 CROPS = ("auto", "gluon", "efficientnet")
 SMALLEST_AREA = {"gluon": 0.08, "efficientnet": 0.1}

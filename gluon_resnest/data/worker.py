@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from ..errors import UserError
-from .ring import Ring
-from .sampling import random_for
+from gluon_resnest.data.ring import Ring
+from gluon_resnest.data.sampling import random_for
+from gluon_resnest.errors import UserError
 
 TASK = struct.Struct("<5q")                                   # number, slot, start, stop, epoch
 

@@ -10,9 +10,9 @@ from typing import Optional, Tuple
 
 import mxnet as mx
 
-from ..errors import UserError
-from ..models.dropblock import without_dropblock
-from . import operators
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import operators
+from gluon_resnest.models.dropblock import without_dropblock
 
 BYTES = 4                       # of a float32
 

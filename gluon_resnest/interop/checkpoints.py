@@ -22,10 +22,10 @@ from typing import Dict, NamedTuple, Tuple
 import mxnet as mx
 import numpy as np
 
-from ..errors import UserError
-from . import inert_pickle, safetensors_file, torch_file
-from .pickled_arrays import CONSTRUCTORS, ArrayShell
-from .weights import read_params
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import inert_pickle, safetensors_file, torch_file
+from gluon_resnest.interop.pickled_arrays import CONSTRUCTORS, ArrayShell
+from gluon_resnest.interop.weights import read_params
 
 MAX_BYTES = 8 << 30
 MAX_GROWTH = 16             # bytes in memory per byte of the file; bool to int64 needs 8

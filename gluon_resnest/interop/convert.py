@@ -7,10 +7,10 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .. import zoo
-from ..errors import UserError
-from ..models.resnest import Architecture
-from . import torch_names
+from gluon_resnest import zoo
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import torch_names
+from gluon_resnest.models.resnest import Architecture
 
 _SHOWN = 10
 

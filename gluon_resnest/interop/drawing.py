@@ -3,8 +3,8 @@ import math
 import os
 from pathlib import Path
 
-from ..data import images
-from ..errors import MissingExtra, UserError
+from gluon_resnest.data import images
+from gluon_resnest.errors import MissingExtra, UserError
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 MAX_DRAWN = 24

@@ -5,9 +5,9 @@ Importing it changes nothing; `register` does, and `unregister` undoes it.
 import functools
 import importlib
 
-from .. import zoo
-from ..errors import MissingExtra
-from ..models.dropblock import DropBlock, set_drop_prob
+from gluon_resnest import zoo
+from gluon_resnest.errors import MissingExtra
+from gluon_resnest.models.dropblock import DropBlock, set_drop_prob
 
 # Modules that hold GluonCV's resnest functions under their names, some by `from .. import`.
 _HOLDERS = ("gluoncv.model_zoo", "gluoncv.model_zoo.model_zoo", "gluoncv.model_zoo.resnest",

@@ -7,7 +7,7 @@ for text protocols, extension registries and out-of-band buffers are refused as 
 import pickletools
 from typing import Any, Callable, Dict, NamedTuple
 
-from ..errors import UserError
+from gluon_resnest.errors import UserError
 
 MAX_OPCODES = 20_000_000
 

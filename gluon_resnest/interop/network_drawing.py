@@ -2,7 +2,7 @@
 import textwrap
 from collections import Counter, defaultdict, namedtuple
 
-from ..errors import UserError
+from gluon_resnest.errors import UserError
 
 _INK, _GREY, _PALE = "#1f2933", "#7b8794", "#f4f6f8"
 _LINE = "#9aa5b1"

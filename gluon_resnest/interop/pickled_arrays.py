@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from ..errors import UserError
-from .inert_pickle import Global, Inert, Shell
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.inert_pickle import Global, Inert, Shell
 
 BFLOAT16 = "bfloat16"
 _STORAGES = {

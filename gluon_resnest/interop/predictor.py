@@ -7,10 +7,10 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd
 
-from ..data import images as image_files
-from ..data.transforms import eval_transform
-from ..errors import UserError
-from . import deployed
+from gluon_resnest.data import images as image_files
+from gluon_resnest.data.transforms import eval_transform
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import deployed
 
 
 class Guess(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Dict
 
 import numpy as np
 
-from ..errors import UserError
-from .pickled_arrays import BFLOAT16, decode, item_size
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.pickled_arrays import BFLOAT16, decode, item_size
 
 MAX_HEADER = 100_000_000                                   # the format's own limit
 _DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": BFLOAT16, "I64": "i8", "I32": "i4",

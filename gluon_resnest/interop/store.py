@@ -20,7 +20,7 @@ from pathlib import Path
 import filelock
 from tqdm import tqdm
 
-from ..errors import UserError, nearest
+from gluon_resnest.errors import UserError, nearest
 
 # Where the published files were put; {file} is `{name}-{hash8}`. Both were reported dead in 2024.
 MIRRORS = (

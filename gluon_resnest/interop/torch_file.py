@@ -10,9 +10,10 @@ from typing import Any, Dict
 
 import numpy as np
 
-from ..errors import UserError
-from . import inert_pickle
-from .pickled_arrays import CONSTRUCTORS, TensorRef, decode, item_size, storage_from
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import inert_pickle
+from gluon_resnest.interop.pickled_arrays import (
+    CONSTRUCTORS, TensorRef, decode, item_size, storage_from)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001

@@ -8,7 +8,7 @@ asks for, what a file lacks and what it has too much fall out as two set differe
 import re
 from typing import Callable, Dict, Iterable, NamedTuple, Optional, Tuple, Union
 
-from ..errors import UserError
+from gluon_resnest.errors import UserError
 
 Rules = Tuple[Tuple[str, Union[str, Callable]], ...]
 

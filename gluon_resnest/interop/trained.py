@@ -3,10 +3,10 @@ from pathlib import Path
 
 import mxnet as mx
 
-from .. import zoo
-from ..errors import UserError
-from .deployed import Card
-from .weights import load_parameters, read_params
+from gluon_resnest import zoo
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.deployed import Card
+from gluon_resnest.interop.weights import load_parameters, read_params
 
 _CLASSIFIERS = ("fc.bias", "output.bias")      # of our networks, and of GluonCV's others
 

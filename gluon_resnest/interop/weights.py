@@ -13,7 +13,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 
-from ..errors import UserError, nearest
+from gluon_resnest.errors import UserError, nearest
 
 # The format, from MXNet's NDArray::Save: a list header, arrays, then as many names.
 _LIST_MAGIC = 0x112

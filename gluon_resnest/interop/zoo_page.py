@@ -4,11 +4,11 @@ import hashlib
 from collections import namedtuple
 from pathlib import Path
 
-from .. import zoo
-from ..errors import MissingExtra
-from ..models.resnest import Architecture
-from . import published
-from .analysis import analyze
+from gluon_resnest import zoo
+from gluon_resnest.errors import MissingExtra
+from gluon_resnest.interop import published
+from gluon_resnest.interop.analysis import analyze
+from gluon_resnest.models.resnest import Architecture
 
 PAGE, PLOT = "model_zoo.md", "model_zoo.png"
 COMMAND = "python tools/render_model_zoo.py"

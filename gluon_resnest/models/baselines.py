@@ -10,8 +10,8 @@ from mxnet.gluon import nn
 
 from gluon_resnest.models.dropblock import DropBlock
 from gluon_resnest.models.norm import norm_layer
-from gluon_resnest.models.resnest import (EXPANSION, Backbone, Bottleneck, chain, deep_stem,
-                                          stage_plan)
+from gluon_resnest.models.resnest import (
+    EXPANSION, Backbone, Bottleneck, chain, deep_stem, stage_plan)
 
 
 @dataclass(frozen=True)
