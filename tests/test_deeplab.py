@@ -153,7 +153,6 @@ def test_data_set_in_the_name_says_how_many_classes():
     (lambda: get_model("deeplab_resnest_tiny_ade", output_stride=32), "8 or 16, got 32"),
     (lambda: get_model("deeplab_resnest_tiny_ade", last_gamma=True), "last_gamma"),
     (lambda: segmenter(get_model("resnest_tiny", dilated=True), 5, head="deeplap"), "'deeplab'"),
-    (lambda: get_model("deeplab_efficientnet_b0_ade"), "stride"),
     (lambda: segmenter(get_model("resnest_tiny"), 5), "8 or 16, got 32"),
     (lambda: get_model("deeplab_resnest51_ade"), "deeplab_resnest51_ade")])
 def test_mistakes_are_named(call, message):
