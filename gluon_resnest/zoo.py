@@ -16,6 +16,7 @@ from gluon_resnest.errors import UserError, nearest
 from gluon_resnest.interop.weights import load_backbone, load_parameters
 from gluon_resnest.models.baselines import (
     ResNet, ResNetArchitecture, SelectiveKernel, SqueezeExcitation)
+from gluon_resnest.models.detection import build as detection
 from gluon_resnest.models.efficientnet import EfficientNet, EfficientNetArchitecture
 from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
@@ -186,7 +187,7 @@ _GRAMMAR = re.compile(r"resnest(\d+)(_fast)?_(\d)s(\d+)x(\d+)d")
 
 def list_models(pattern="*"):
     """Returns the names in the table that match a shell pattern such as "*fast*", in its order."""
-    return fnmatch.filter([*VARIANTS, *SEGMENTERS], pattern)
+    return fnmatch.filter([*VARIANTS, *SEGMENTERS, *detection.NAMES], pattern)
 
 
 def variant(name):
@@ -214,12 +215,13 @@ def variant(name):
 def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_layer=None,
               norm_kwargs=None, dilated=False, last_gamma=False, *, in_channels=3,
               output_stride=None, dropblock=None, final_drop=None, features_only=False,
-              out_indices=(0, 1, 2, 3), aux=True):
+              out_indices=(0, 1, 2, 3), aux=True, deform_stages=()):
     """Builds a network by name; GluonCV's zoo answers for the names that are its own.
 
     Args:
       name: see `variant`, or "simple_pose_" and such a name, or {head}_{such a name}[_{data set}]
-        as in `models.segmentation.parse_name`; case does not matter.
+        as in `models.segmentation.parse_name`, or a detector's as in
+        `models.detection.build.parse`; case does not matter.
       pretrained: True for the newest published weights, or the first 8 digits of a version's SHA-1.
       root: folder of weight files; None is that of `interop.store`.
       ctx: where pretrained parameters go; None is the CPU.
@@ -233,6 +235,7 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
       features_only: return a `FeatureExtractor` of `out_indices` without a classifier.
       out_indices: which of the four feature maps.
       aux: whether a segmentation network has its auxiliary head.
+      deform_stages: see `models.resnest.Architecture`.
 
     Raises:
       UserError: if the name is unknown or an argument does not fit.
@@ -260,6 +263,18 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
         if pretrained:
             _load(net, name, pretrained, root, ctx)
         return net
+    detected = detection.parse(name)
+    if detected and _is_ours(detected.backbone):
+        _refuse_given(f"{name!r} is a detector, which has no", dict(
+            dilated=dilated, last_gamma=last_gamma, in_channels=in_channels,
+            output_stride=output_stride, final_drop=final_drop, features_only=features_only,
+            out_indices=out_indices))
+        net = detection.detector(
+            name, get_model, norms=norm_layer or "batch", norm_kwargs=norm_kwargs,
+            classes=detection.COCO_CLASSES if classes == 1000 else classes)
+        if pretrained:
+            _load(net, name, pretrained, root, ctx)
+        return net
     if not _is_ours(name):
         return _from_gluoncv(
             name, theirs=dict(pretrained=pretrained, root=root, ctx=ctx, classes=classes,
@@ -272,7 +287,12 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
                         "give one of the two")
     entry = variant(name)
     build, prefix = _NETWORKS[type(entry.arch)]
-    net = build(entry.arch, classes=classes, in_channels=in_channels,
+    arch = entry.arch
+    if deform_stages:
+        if not isinstance(arch, Architecture):
+            raise UserError(f"deform_stages is for the ResNeSt family, got {name!r}")
+        arch = replace(arch, deform_stages=tuple(deform_stages))
+    net = build(arch, classes=classes, in_channels=in_channels,
                 output_stride=8 if dilated else 32 if output_stride is None else output_stride,
                 norm=norm_constructor(norm_layer, norm_kwargs), zero_last_gamma=last_gamma,
                 dropblock=dropblock, final_drop=final_drop,

@@ -7,6 +7,7 @@ import mxnet as mx
 from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError
+from gluon_resnest.models.deform import DeformableConv2D
 from gluon_resnest.models.dropblock import DropBlock
 from gluon_resnest.models.graphs import TwoGraphs
 from gluon_resnest.models.norm import norm_layer
@@ -32,6 +33,9 @@ class Architecture:
       dropblock: final probability of DropBlock in stages 3 and 4.
       final_drop: dropout before the classifier.
       widths: inner channels of the four stages; their outputs have `EXPANSION` times as many.
+      deform_stages: stages, numbered 2 to 5 as their outputs c2 to c5, whose split attention
+        samples by a deformable convolution (paper, tables 9, 10 and 12).
+      deform_groups: channel groups of those that share their samples.
     """
 
     depths: Tuple[int, int, int, int]
@@ -44,6 +48,13 @@ class Architecture:
     dropblock: float = 0.1
     final_drop: float = 0.0
     widths: Tuple[int, int, int, int] = (64, 128, 256, 512)
+    deform_stages: Tuple[int, ...] = ()
+    deform_groups: int = 2
+
+    def __post_init__(self):
+        if self.deform_stages and (not self.radix or not set(self.deform_stages) <= {2, 3, 4, 5}):
+            raise UserError(f"deformable stages are among 2, 3, 4, 5 and need split attention, got "
+                            f"{self.deform_stages!r} with radix {self.radix}")
 
 
 def stage_plan(output_stride):
@@ -280,8 +291,8 @@ def _stage(index, arch, plan, *, in_channels, norm, zero_last_gamma, dropblock):
     pools = strides > 1 or first_dilation != dilation or (arch.pool_first and index == 0)
     bottleneck = functools.partial(
         Bottleneck, int(arch.widths[index] * arch.bottleneck_width / 64) * arch.cardinality,
-        channels, norm=norm, transform=_transform(arch, norm), cardinality=arch.cardinality,
-        zero_last_gamma=zero_last_gamma, dropblock=dropblock)
+        channels, norm=norm, transform=_transform(arch, norm, index + 2),
+        cardinality=arch.cardinality, zero_last_gamma=zero_last_gamma, dropblock=dropblock)
     stage = nn.HybridSequential(prefix=f"layers{index + 1}_")
     with stage.name_scope():
         stage.add(bottleneck(in_channels=in_channels, strides=strides, dilation=first_dilation,
@@ -291,9 +302,12 @@ def _stage(index, arch, plan, *, in_channels, norm, zero_last_gamma, dropblock):
     return stage
 
 
-def _transform(arch, norm):
+def _transform(arch, norm, stage):
     """Returns the constructor of the bottleneck's middle, or None for a plain convolution."""
     if arch.radix == 0:
         return None
+    conv = nn.Conv2D
+    if stage in arch.deform_stages:
+        conv = functools.partial(DeformableConv2D, deformable_groups=arch.deform_groups)
     return functools.partial(SplitAttention, norm=norm, radix=arch.radix,
-                             cardinality=arch.cardinality)
+                             cardinality=arch.cardinality, conv=conv)

@@ -2,12 +2,12 @@
 import functools
 import re
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, NamedTuple, Optional, Union
 
-from gluon_resnest.errors import UserError, check_choice
+from gluon_resnest.errors import UserError, check_choice, nearest
 from gluon_resnest.models.detection.conventions import conventions as conventions_of
 from gluon_resnest.models.detection.fpn import FPN, FeaturePyramid
-from gluon_resnest.models.detection.rcnn import RCNN
+from gluon_resnest.models.detection.rcnn import BOX_SIZE, RCNN
 from gluon_resnest.models.detection.roi_heads import BoxHead, BoxPredictor, BoxStage, MaskHead
 from gluon_resnest.models.detection.rpn import RPNHead
 from gluon_resnest.models.norm import freeze, norm_layer
@@ -21,7 +21,6 @@ _GRAMMAR = re.compile(rf"({'|'.join(FAMILIES)})_fpn_(\w+?)(_dcn)?_coco")
 # Detectron2's baselines stride in the 1x1 (paper, text of table 6).
 _BACKBONE_FORMS = {"resnet50": "resnet50_msra", "resnet101": "resnet101_msra"}
 BOX_HEADS = {"2fc": dict(convs=0, fcs=2), "4conv1fc": dict(convs=4, fcs=1)}
-CHANNELS = 256
 
 COCO_CLASSES = tuple((
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
@@ -34,6 +33,8 @@ COCO_CLASSES = tuple((
     "toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, "
     "toothbrush").split(", "))
 
+Policy = Union[str, Callable]   # see `norm.norm_layer`
+
 
 @dataclass(frozen=True)
 class Norms:
@@ -42,68 +43,108 @@ class Norms:
     `NORMS` has the named ones: "frozen" is that of the rows without SyncBN (paper, table 11).
     """
 
-    backbone: str
-    fpn: Optional[str]
-    heads: Optional[str]
+    backbone: Policy
+    fpn: Optional[Policy]
+    heads: Optional[Policy]
 
 
 NORMS = {"batch": Norms("batch", "batch", "batch"), "sync": Norms("sync", "sync", "sync"),
          "frozen": Norms("frozen", None, None)}
 
 
-def parse(name):
-    """Returns (family, name of the backbone, deformable), or None if it names no detector.
+class Name(NamedTuple):
+    """What {family}_fpn_{backbone}[_dcn]_coco spells."""
 
-    Names are {family}_fpn_{backbone}[_dcn]_coco.
+    family: str
+    backbone: str
+    deformable: bool
+
+
+def parse(name):
+    """Returns the `Name` that {family}_fpn_{backbone}[_dcn]_coco spells, or None if it does not.
+
+    A plain ResNet is the paper's form: it strides in the first 1x1 convolution of a bottleneck.
     """
     found = _GRAMMAR.fullmatch(name)
     if not found:
         return None
     family, backbone, deformable = found.groups()
-    return family, _BACKBONE_FORMS.get(backbone, backbone), bool(deformable)
+    return Name(family, _BACKBONE_FORMS.get(backbone, backbone), bool(deformable))
+
+
+def detector(name, get_model, *, norms="batch", norm_kwargs=None, **options):
+    """Builds a detector by name, with its backbone.
+
+    Args:
+      name: as `parse` reads it; with _dcn, stages 3 to 5 are deformable.
+      get_model: builds the backbone, `zoo.get_model`.
+      norms: `Norms`, a name in `NORMS` or a constructor of norms.
+      norm_kwargs: see `norm_layer`; "sync" needs `workers`.
+      options: further arguments of `rcnn`.
+
+    Raises:
+      UserError: if the name is no detector's or an argument does not fit.
+    """
+    found = parse(name)
+    if found is None:
+        raise UserError(f"expected a detector's name such as mask_rcnn_fpn_resnest50_coco, got "
+                        f"{name!r}{nearest(name, NAMES)}")
+    norms = norms_of(norms)
+    stages = {"deform_stages": (3, 4, 5)} if found.deformable else {}
+    backbone = get_model(found.backbone, norm_layer=norms.backbone, norm_kwargs=norm_kwargs,
+                         dropblock=0.0, features_only=True, **stages)
+    return rcnn(found.family, backbone, norms=norms, norm_kwargs=norm_kwargs, **options)
 
 
 def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", norms=NORMS["batch"],
-         norm_kwargs=None, box_head="4conv1fc", mask_convs=4, frozen_stages=2):
+         norm_kwargs=None, box_head="4conv1fc", mask_convs=4, frozen_stages=2,
+         channels=256, fc_channels=1024):
     """Builds a detector of a family on a backbone.
 
     Args:
       family: one of `FAMILIES`.
       backbone: has `features`, its norms already as `norms.backbone` says.
-      classes: names of the objects' classes.
+      classes: names of the objects' classes, or their number.
       conventions: a name or `Conventions`.
       norms: `Norms` or a name in `NORMS`; of its parts, those of the pyramid and the heads.
       norm_kwargs: see `norm_layer`; "sync" needs `workers`.
       box_head: a name in `BOX_HEADS`; convolutions are normalised.
       mask_convs: convolutions of the mask head, 4 or, in the paper's largest model, 8.
       frozen_stages: how many of stem, stage 1, ... learn nothing and keep their statistics.
+      channels: of the pyramid and of the heads' convolutions.
+      fc_channels: of the box head's dense layers.
     """
     check_choice("detector family", family, FAMILIES)
     check_choice("box head", box_head, tuple(BOX_HEADS))
     norms, conventions = norms_of(norms), conventions_of(conventions)
+    if isinstance(classes, int):
+        classes = tuple(f"class {number}" for number in range(classes))
     cascade, masks = family.startswith("cascade"), "mask" in family
     fpn_norm = norm_layer(norms.fpn, norm_kwargs) if norms.fpn and conventions.fpn_norm else None
     if fpn_norm and conventions.fpn_norm_eps:
         fpn_norm = functools.partial(fpn_norm, epsilon=conventions.fpn_norm_eps)
     head_norm = norm_layer(norms.heads, norm_kwargs) if norms.heads else None
     freeze_stages(backbone, frozen_stages)
-    features = FeaturePyramid(backbone, FPN(backbone.feature_channels, channels=CHANNELS,
+    features = FeaturePyramid(backbone, FPN(backbone.feature_channels, channels=channels,
                                             norm=fpn_norm, p6=conventions.p6))
     stages = _stages(conventions, len(classes), cascade, lambda: BoxHead(
-        CHANNELS, norm=head_norm, **BOX_HEADS[box_head]))
+        channels, size=BOX_SIZE, conv_channels=channels, fc_channels=fc_channels, norm=head_norm,
+        **BOX_HEADS[box_head]))
     heads = len(stages) if conventions.mask_each_stage else 1
-    return RCNN(features, RPNHead(CHANNELS, features.strides, conventions), stages,
+    return RCNN(features, RPNHead(channels, features.strides, conventions), stages,
                 classes=classes, conventions=conventions,
-                mask_heads=[MaskHead(CHANNELS, len(classes), convs=mask_convs, norm=head_norm,
-                                     extra_norm=conventions.mask_extra_norm)
+                mask_heads=[MaskHead(channels, len(classes), convs=mask_convs, channels=channels,
+                                     norm=head_norm, extra_norm=conventions.mask_extra_norm)
                             for _ in range(heads if masks else 0)],
                 post_nms_train=conventions.cascade_post_nms_train if cascade else None)
 
 
 def norms_of(norms):
-    """Returns the `Norms` of a name in `NORMS`, or `norms` itself if it is one."""
+    """Returns the `Norms` of a name in `NORMS` or of a constructor, or `norms` if it is one."""
     if isinstance(norms, Norms):
         return norms
+    if callable(norms):
+        return Norms(norms, norms, norms)
     check_choice("norm of a detector", norms, tuple(NORMS))
     return NORMS[norms]
 

@@ -4,11 +4,12 @@ Ren et al. 2015; He et al. 2017; Cai and Vasconcelos 2018; on a pyramid, Lin et 
 """
 from mxnet import nd
 
-from gluon_resnest.errors import UserError
+from gluon_resnest.errors import UserError, check_choice
 from gluon_resnest.models.detection import boxes as box
 from gluon_resnest.models.detection import training
 from gluon_resnest.models.detection.conv_norm import block_list
 from gluon_resnest.models.detection.losses import own_class
+from gluon_resnest.models.detection.roi_heads import BoxPredictor, keep_rows
 from gluon_resnest.models.detection.roi_pooling import RoIPooling
 from gluon_resnest.models.detection.rpn import NO_BOX, Proposals
 from gluon_resnest.models.graphs import TwoGraphs
@@ -86,6 +87,47 @@ class RCNN(TwoGraphs):
         self._score_threshold = (self.conventions.score_threshold if score_thresh is None
                                  else score_thresh)
         self._clear_cached_op()
+
+    def reset_class(self, classes, reuse_weights=None):
+        """Replaces the layers that know the classes (GluonCV's name), before fine-tuning.
+
+        Args:
+          classes: names of the new classes.
+          reuse_weights: new classes that keep the weights of old ones: names that both have, or
+            {new name: old name}. None begins afresh. The background is kept if any class is.
+
+        Raises:
+          UserError: if a name to reuse is unknown.
+        """
+        classes = tuple(classes)
+        reuse = reuse_weights or {}
+        reuse = dict(reuse) if isinstance(reuse, dict) else {name: name for name in reuse}
+        for name, known in [*zip(reuse, [classes] * len(reuse)),
+                            *zip(reuse.values(), [self.classes] * len(reuse))]:
+            check_choice("class to reuse", name, known)
+        sources = [self.classes.index(reuse[name]) if name in reuse else None for name in classes]
+        for stage in self.stages:
+            old = stage.predictor
+            stage.predictor = self._like(old.logits, BoxPredictor(
+                old.in_channels, len(classes), agnostic=old.agnostic))
+            if reuse:
+                keep_rows(old.logits, stage.predictor.logits, sources, tail=1)
+                keep_rows(old.deltas, stage.predictor.deltas,
+                          [0] if old.agnostic else sources, rows=4)
+        for head in self.mask_heads:
+            old = head.logits
+            head.logits = self._like(old, head.predictor(len(classes)))
+            if reuse:
+                keep_rows(old, head.logits, sources)
+        self.classes = classes
+        self._clear_cached_op()
+
+    @staticmethod
+    def _like(layer, block):
+        """Initialises a block where a layer has its values, if it has any."""
+        if layer.weight._data is not None:
+            block.initialize(ctx=layer.weight.list_ctx())
+        return block
 
     def __call__(self, x, sizes=None):
         if sizes is None and isinstance(x, nd.NDArray):     # one signature, one cached graph

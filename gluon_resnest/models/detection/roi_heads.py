@@ -103,8 +103,13 @@ class MaskHead(nn.HybridBlock):
         self.deconv = nn.Conv2DTranspose(channels, 2, 2, in_channels=inputs[-1],
                                          weight_initializer=MSRA)
         self.norm = norm(in_channels=channels) if norm and extra_norm else None
-        self.logits = nn.Conv2D(classes, 1, in_channels=channels,
-                                weight_initializer=mx.init.Normal(0.001))
+        self._channels = channels
+        self.logits = self.predictor(classes)
+
+    def predictor(self, classes):
+        """Returns a fresh last layer for so many classes."""
+        return nn.Conv2D(classes, 1, in_channels=self._channels,
+                         weight_initializer=mx.init.Normal(0.001))
 
     def hybrid_forward(self, F, x):
         for conv in self.convs:
@@ -113,3 +118,24 @@ class MaskHead(nn.HybridBlock):
         if self.norm:
             x = self.norm(x)
         return self.logits(F.relu(x))
+
+
+def keep_rows(old, new, sources, *, rows=1, tail=0):
+    """Copies what a layer knows about some classes to the layer for another list of classes.
+
+    Args:
+      old, new: layers whose parameters have the classes on their first axis.
+      sources: for each new class the index of the old one, or None for a fresh class.
+      rows: of each class.
+      tail: classes behind the others on both sides, the background.
+    """
+    for before, after in ((old.weight, new.weight), (old.bias, new.bias)):
+        values, known = after.data().copy(), before.data()
+        ends = len(values) - tail, len(known) - tail
+        for number, source in enumerate(sources):
+            if source is not None:
+                values[number * rows:(number + 1) * rows] = \
+                    known[source * rows:(source + 1) * rows]
+        if tail:
+            values[ends[0]:] = known[ends[1]:]
+        after.set_data(values)

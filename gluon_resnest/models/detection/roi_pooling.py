@@ -31,7 +31,7 @@ class RoIPooling(nn.HybridBlock):
         conventions = self._conventions
         rois = F.BlockGrad(rois)
         width, height = box.sides(F, rois)
-        there = F.minimum(width, height) >= SMALLEST_SIDE
+        there = (width >= SMALLEST_SIDE) * (height >= SMALLEST_SIDE)
         levels = self._levels(F, width, height)
         image = F.broadcast_like(F.reshape(F.contrib.arange_like(rois, axis=0), shape=(-1, 1, 1)),
                                  width)

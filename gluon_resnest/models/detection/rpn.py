@@ -83,7 +83,7 @@ class Proposals(nn.HybridBlock):
         corners = box.clip(F, corners, sizes)
         width, height = box.sides(F, corners)
         scores = F.slice_axis(rows, axis=2, begin=8, end=9)
-        scores = F.where(F.minimum(width, height) > 0, scores, F.ones_like(scores) * NO_BOX)
+        scores = F.where((width > 0) * (height > 0), scores, F.ones_like(scores) * NO_BOX)
         # NMS overwrites what it drops with -1, which may be a logit: the first column tells them.
         kept = F.contrib.box_nms(
             F.concat(F.zeros_like(scores), scores, corners, dim=2), valid_thresh=NO_BOX / 2,
