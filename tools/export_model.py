@@ -1,4 +1,4 @@
-"""Exports a trained classifier: graph and parameters for deployment, and a card that explains them.
+"""Exports a trained network: graph and parameters for deployment, and a card that explains them.
 
     python tools/export_model.py runs/r50 --out deploy/r50
     python tools/export_model.py --model resnest50 --weights r50.params --out deploy/r50
@@ -7,6 +7,9 @@
 
 writes deploy/r50-symbol.json, deploy/r50-0000.params and deploy/r50.json, after it has reloaded the
 first two through SymbolBlock and Module and compared them with the network on fresh inputs.
+
+The run, or --model simple_pose_resnest50 --weights FILE, may also be of a pose recipe: the card is
+then another, and crop, protocol and class names do not apply.
 
     python tools/predict.py deploy/r50 photo.jpg --save answer.png          uses them
     net = gluon.SymbolBlock.imports("deploy/r50-symbol.json", ["data"], "deploy/r50-0000.params")
@@ -55,14 +58,49 @@ def open_run(directory, weights):
                      class_names=names)
 
 
+def pose_of(flags):
+    """Returns (net, card) of the pose network that the flags mean, or None if they mean another."""
+    from gluon_resnest.interop import pose
+    from gluon_resnest.interop.weights import load_parameters
+    from gluon_resnest.tasks import trained_run
+    from gluon_resnest.zoo import POSE
+    if flags.model is not None and flags.model.startswith(POSE):
+        net, card = pose.from_zoo(flags.model, flags.weights)
+    elif flags.run and trained_run.kind_of_run(flags.run) == "PoseRecipe":
+        net, recipe = trained_run.open_pose_run(flags.run)
+        if flags.weights:
+            load_parameters(net, flags.weights)
+        card = pose.PoseCard(POSE + recipe.network, recipe.height, recipe.width, recipe.margin,
+                             flip=recipe.eval_flip)
+    else:
+        return None
+    if flags.crop or flags.protocol or flags.classes_file:
+        raise UserError("--crop, --protocol and --classes-file belong to classifiers, but "
+                        f"{card.model} is a pose network; leave them out")
+    return net, card
+
+
+def report(prefix, network):
+    """Prints what was written; `network` describes it."""
+    from gluon_resnest.interop import deployed
+    for file in deployed.paths(prefix):
+        print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    print(f"{network}; reloaded by SymbolBlock and Module and found equal to the network")
+
+
 def main(argv=None):
     flags = parse(argv)
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")    # no log line at every bind
     with exit_on_user_error():
         if (flags.run is None) == (flags.model is None):
             raise UserError("give either a run directory or --model NAME; see --help")
-        from gluon_resnest.interop import deployed, trained
-        from gluon_resnest.interop.export import export_classifier
+        from gluon_resnest.interop import trained
+        from gluon_resnest.interop.export import export_classifier, export_network
+        pose = pose_of(flags)
+        if pose:
+            card = export_network(pose[0], flags.out, pose[1])
+            report(flags.out, f"{card.model}, persons of {card.height} x {card.width} px")
+            return
         if flags.run:
             net, card = open_run(flags.run, flags.weights)
         else:
@@ -72,11 +110,8 @@ def main(argv=None):
         card = dataclasses.replace(card, **{name: value for name, value in changes.items()
                                             if value is not None})
         card = export_classifier(net, flags.out, card)
-        for file in deployed.paths(flags.out):
-            print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
-        print(f"{card.model}, {card.classes} classes, crop {card.crop_px} px, protocol "
-              f"{card.protocol}; reloaded by SymbolBlock and Module and found equal to the "
-              "network")
+        report(flags.out, f"{card.model}, {card.classes} classes, crop {card.crop_px} px, protocol "
+               f"{card.protocol}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Says what is on pictures: the most probable classes by an exported network or one of the zoo.
+"""Says what is on pictures: classes, or persons' joints, by an exported network or one of the zoo.
 
     python tools/predict.py deploy/r50 photo.jpg
     python tools/predict.py deploy/r50 photos/ --topk 3 --save answer.png
@@ -6,9 +6,13 @@
     python tools/predict.py resnest50 photo.jpg                           published weights
     python tools/predict.py resnest50 photo.jpg --weights r50.params --classes-file names.txt
 
+    python tools/predict.py deploy/pose photo.jpg --boxes boxes.json --save skeletons.png
+    python tools/predict.py simple_pose_resnest50 photo.jpg --weights pose.params --json
+
 Crop, resizing and class names come from the card beside the exported files, or from the zoo;
 --crop, --protocol and --classes-file replace them. A picture that cannot be read is named and left
-out, and the exit code is then 2.
+out, and the exit code is then 2. A pose network needs the boxes of persons, a json file
+{"photo.jpg": [[x, y, width, height], ...]}; without it each whole picture is one person.
 """
 import argparse
 import dataclasses
@@ -37,6 +41,7 @@ def parse(argv=None):
                         help=f"evaluation protocol: {', '.join(PROTOCOLS)}")
     parser.add_argument("--classes-file", metavar="FILE",
                         help="class names, one a line, in the order of the classes")
+    parser.add_argument("--boxes", metavar="FILE", help="persons, for a pose network")
     parser.add_argument("--batch", type=int, default=16, metavar="N",
                         help="images that are classified together (default: %(default)s)")
     return parser.parse_args(argv)
@@ -65,6 +70,60 @@ def load(flags):
     return Predictor.load(flags.network, card) if exported else Predictor.of_block(net, card)
 
 
+def load_pose(flags):
+    """Returns the PosePredictor that the flags mean, or None if they mean another network."""
+    from gluon_resnest.interop import deployed, pose
+    from gluon_resnest.zoo import POSE
+    if flags.network.startswith(POSE) and not deployed.paths(flags.network)[0].exists():
+        net, card = pose.from_zoo(flags.network, flags.weights)
+        return pose.PosePredictor.of_block(net, card)
+    if deployed.task_of(flags.network) != pose.TASK:
+        if flags.boxes:
+            raise UserError(f"--boxes belongs to a pose network, but {flags.network!r} is a "
+                            "classifier; leave it out")
+        return None
+    given = [name for name in ("weights", "crop", "protocol", "classes_file")
+             if getattr(flags, name)]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} does not apply to {flags.network!r}, an "
+                        "exported pose network; leave it out")
+    return pose.PosePredictor.load(flags.network)
+
+
+def tell_poses(predictor, flags, files):
+    """Finds the joints of the persons in all files; returns the answers, drawn and printed."""
+    from gluon_resnest.interop.pose import read_boxes
+    from gluon_resnest.interop.pose_drawing import draw_poses
+    boxes = read_boxes(flags.boxes) if flags.boxes else None
+    answers = list(predictor.answer(files, boxes))
+    names = predictor.card.joints
+    if flags.json:
+        print(json.dumps([{"file": str(answer.file), "problem": answer.problem, "persons": [
+            {"box": box.tolist(), "joints": {name: joint.round(3).tolist()
+                                             for name, joint in zip(names, joints)}}
+            for box, joints in zip(answer.boxes, answer.joints)]} for answer in answers], indent=1))
+    else:
+        for answer in answers:
+            print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
+            for number, joints in enumerate(answer.joints, 1):
+                print(f"  person {number}")
+                for name, (x, y, score) in zip(names, joints):
+                    print(f"    {name:15s} {x:7.1f} {y:7.1f}  {score:.2f}")
+    if flags.save:
+        draw_poses(flags.save, answers, predictor.card)
+    return answers
+
+
+def tell_classes(flags, files):
+    """Classifies all files; returns the answers, drawn and printed."""
+    from gluon_resnest.interop.drawing import draw_answers
+    answers = list(load(flags).classify(files, topk=flags.topk, batch=flags.batch))
+    (print_json if flags.json else print_table)(answers)
+    if flags.save:
+        draw_answers(flags.save, answers)
+    return answers
+
+
 def print_table(answers):
     """Prints the guesses of each file, one a line."""
     for answer in answers:
@@ -88,19 +147,19 @@ def main(argv=None):
         if flags.topk < 1 or flags.batch < 1:
             raise UserError(f"--topk and --batch must be at least 1, got {flags.topk} and "
                             f"{flags.batch}")
-        from gluon_resnest.interop.drawing import check_picture, draw_answers
+        from gluon_resnest.interop.drawing import check_picture
         from gluon_resnest.interop.predictor import find_images
         if flags.save:
             check_picture(flags.save)
         files = find_images(flags.images)
-        answers = list(load(flags).classify(files, topk=flags.topk, batch=flags.batch))
-        (print_json if flags.json else print_table)(answers)
+        pose = load_pose(flags)
+        answers = tell_poses(pose, flags, files) if pose else tell_classes(flags, files)
         if flags.save:
-            draw_answers(flags.save, answers)
             print(f"drew {flags.save}", file=sys.stderr)
         bad = [answer for answer in answers if answer.problem]
         if bad:
-            raise UserError(f"{len(bad)} of {len(answers)} images could not be classified, first: "
+            raise UserError(f"{len(bad)} of {len(answers)} images could not be "
+                            f"{'looked at' if pose else 'classified'}, first: "
                             f"{bad[0].problem}")
 
 

@@ -26,6 +26,7 @@ FORMAT = 1
 INPUT = "data"
 _MAX_CARD_BYTES = 16 << 20
 _MAX_ACTIVATION_BYTES = 64 << 30
+_AGAIN = "export the network again, or delete the file and give crop and protocol yourself"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class Card:
     interpolation: str = ""
     commit: str = ""
     sha256: Optional[dict] = None
+
+    @property
+    def input_shape(self):
+        """Shape of one prepared image."""
+        return (1, 3, self.crop_px, self.crop_px)
+
+    @property
+    def output_shape(self):
+        """Shape of its output."""
+        return (1, self.classes)
 
     def to_json(self):
         """Returns the text of the card's file."""
@@ -122,17 +133,10 @@ def read_card(prefix):
     Raises:
       UserError: if it is damaged or of another format.
     """
-    file = paths(prefix)[2]
-    if not file.exists():
+    values, file = read_values(prefix), paths(prefix)[2]
+    if values is None:
         return None
-    again = "export the network again, or delete the file and give crop and protocol yourself"
-    try:
-        if file.stat().st_size > _MAX_CARD_BYTES:
-            raise ValueError("it is too large")
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is not the card of an exported network ({error}); {again}"
-                        ) from error
+    again = _AGAIN
     fields = {field.name for field in dataclasses.fields(Card)}
     if not isinstance(values, dict) or values.get("format") != FORMAT or fields - set(values):
         raise UserError(f"{str(file)!r} is not a card of format {FORMAT}; {again}")
@@ -144,6 +148,30 @@ def read_card(prefix):
     card = Card(**{**{name: values[name] for name in fields}, **lists})
     card.check(repr(str(file)))
     return card
+
+
+def read_values(prefix):
+    """Returns what the card's file of an exported pair holds, unchecked; None without such a file.
+
+    Raises:
+      UserError: if it is no json file.
+    """
+    file = paths(prefix)[2]
+    if not file.exists():
+        return None
+    try:
+        if file.stat().st_size > _MAX_CARD_BYTES:
+            raise ValueError("it is too large")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{str(file)!r} is not the card of an exported network ({error}); {_AGAIN}"
+                        ) from error
+
+
+def task_of(prefix):
+    """Returns what an exported pair is for, "classification" where its card does not say."""
+    values = read_values(prefix)
+    return values.get("task", "classification") if isinstance(values, dict) else "classification"
 
 
 def assumed_card(prefix, crop_px):
@@ -162,7 +190,7 @@ def assumed_card(prefix, crop_px):
 
 
 def load_pair(prefix, card, *, ctx=None):
-    """Loads graph and parameters of an exported classifier, trusting neither.
+    """Loads graph and parameters of an exported network, trusting neither.
 
     Args:
       prefix: what the file names begin with, folder included.
@@ -170,7 +198,7 @@ def load_pair(prefix, card, *, ctx=None):
       ctx: Context to place the parameters on; the CPU by default.
 
     Returns:
-      A SymbolBlock: images (N, 3, H, W) to logits (N, card.classes).
+      A SymbolBlock: images (N, 3, H, W) to logits (N, card.classes), or what the card says.
 
     Raises:
       UserError: if a file is absent, damaged, not what the card's SHA-256 says, or not a
@@ -229,14 +257,14 @@ def _block(graph, arrays, ctx, card):
 
 def _check_shapes(symbol, shapes, card):
     """Infers every shape for one image, before memory is asked for."""
-    shapes = {INPUT: (1, 3, card.crop_px, card.crop_px), **shapes}
+    shapes = {INPUT: card.input_shape, **shapes}
     _, every, _ = symbol.get_internals().infer_shape_partial(**shapes)
     if 4 * sum(np.prod(shape, dtype=float) for shape in every) > _MAX_ACTIVATION_BYTES:
-        raise _Unfit(f"an image of {card.crop_px} px needs more than "
+        raise _Unfit(f"an image of {card.input_shape[2:]} px needs more than "
                      f"{_MAX_ACTIVATION_BYTES >> 30} GB")
     _, (out,), _ = symbol.infer_shape(**shapes)
-    if out != (1, card.classes):
-        raise _Unfit(f"for one image the output has shape {out}, expected (1, {card.classes})")
+    if out != card.output_shape:
+        raise _Unfit(f"for one image the output has shape {out}, expected {card.output_shape}")
 
 
 def _near_prefix(prefix):

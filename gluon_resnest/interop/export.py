@@ -51,6 +51,19 @@ def export_classifier(net, prefix, card):
       RuntimeError: if the reloaded files do not compute what the net does.
     """
     card.check("the card of the export")
+    return export_network(net, prefix, dataclasses.replace(card, interpolation=interpolation(card)))
+
+
+def export_network(net, prefix, card):
+    """Writes any network with one output as `export_classifier` does.
+
+    Args:
+      card: frozen dataclass that knows `check(source)`, `to_json()`, `input_shape`, `output_shape`
+        and has the fields `commit` and `sha256`, which are filled in.
+
+    Returns, raises: as `export_classifier`.
+    """
+    card.check("the card of the export")
     mx.nd.waitall()     # running statistics may still be on their way
     graph, arrays = trace(net)
     prefix = Path(prefix)
@@ -62,11 +75,10 @@ def export_classifier(net, prefix, card):
             symbol_file.write_text(graph.to_json(), encoding="utf-8")
             mx.nd.save(str(params_file), arrays)
             sums = {"symbol": deployed.sha256(symbol_file), "params": deployed.sha256(params_file)}
-            card = dataclasses.replace(card, commit=_commit(), sha256=sums,
-                                       interpolation=interpolation(card))
+            card = dataclasses.replace(card, commit=_commit(), sha256=sums)
             card_file.write_text(card.to_json(), encoding="utf-8")
             deployed.load_pair(aside, card)
-            verify(net, aside, card.crop_px)
+            verify(net, aside, *card.input_shape[2:])
             for written, final in zip(deployed.paths(aside), deployed.paths(prefix)):
                 os.replace(written, final)
     except OSError as error:
@@ -113,7 +125,7 @@ def trace(net):
     return graph.without("Dropout").renamed(rename), arrays
 
 
-def verify(net, prefix, crop_px):
+def verify(net, prefix, height, width):
     """Compares the files of `prefix` with the net on inputs that neither has seen.
 
     By default Module fuses batch norms into convolutions (oneDNN), which rounds otherwise, and a
@@ -128,7 +140,7 @@ def verify(net, prefix, crop_px):
         warnings.simplefilter("ignore", UserWarning)
         block = mx.gluon.SymbolBlock.imports(symbol_file, [INPUT], params_file, ctx=mx.cpu())
     place = next(iter(net.collect_params().values())).list_ctx()[0]
-    for images in fresh_inputs(crop_px):
+    for images in fresh_inputs(height, width):
         expected = run(net, images, place)
         with _without_fusion():
             module = _by_module(prefix, images)
@@ -156,11 +168,11 @@ def difference(actual, expected):
     return abs(actual - expected).max() / max(abs(expected).max(), 1e-30)
 
 
-def fresh_inputs(crop_px):
-    """Yields noise (1, 3, crop, crop), then smooth pictures (2, 3, H, W) of another size."""
-    rng = np.random.default_rng(crop_px)
-    yield rng.standard_normal((1, 3, crop_px, crop_px)).astype(np.float32)
-    height, width = crop_px + 32, max(32, crop_px * 3 // 4)
+def fresh_inputs(height, width):
+    """Yields noise (1, 3, height, width), then smooth pictures (2, 3, H, W) of another size."""
+    rng = np.random.default_rng(width)
+    yield rng.standard_normal((1, 3, height, width)).astype(np.float32)
+    height, width = height + 32, max(32, width * 3 // 4)
     y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
     waves = rng.uniform(1, 9, (2, 3, 2, 1, 1)) * np.stack([y, x])
     yield (2 * np.sin(2 * np.pi * waves.sum(2))).astype(np.float32)

@@ -248,6 +248,12 @@ OPERATORS = {
         "workspace": _numbers(0, 1 << 20), "cudnn_off": _FLAG,
         "cudnn_tune": _one_of("None", "off", "limited_workspace", "fastest")},
         ("kernel", "num_filter")),
+    "Deconvolution": _Rule((2, 3), {
+        **_PAIR, "dilate": _numbers(1, 64, (2,)), "adj": _numbers(0, 64, (2,)),
+        "num_filter": _numbers(1, 1 << 16), "num_group": _numbers(1, 1 << 16), "no_bias": _FLAG,
+        "layout": _one_of("NCHW", "None"), "workspace": _numbers(0, 1 << 20), "cudnn_off": _FLAG,
+        "cudnn_tune": _one_of("None", "off", "limited_workspace", "fastest")},
+        ("kernel", "num_filter")),
     "FullyConnected": _Rule((3, 3), {"num_hidden": _numbers(1, 1 << 20), "no_bias": _FLAG,
                                      "flatten": _FLAG}, ("num_hidden",)),
     "BatchNorm": _Rule((5, 5), {

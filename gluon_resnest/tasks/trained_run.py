@@ -1,11 +1,11 @@
-"""Opens what a finished classification run has trained."""
+"""Opens what a finished run has trained."""
 import json
 from pathlib import Path
 
 import mxnet as mx
 
 from gluon_resnest import zoo
-from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.config import ClassificationRecipe, PoseRecipe
 from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.resnest import initialize
@@ -26,12 +26,24 @@ def open_run(directory, *, ctx=None):
     Raises:
       UserError: if it is no run directory, or has no whole checkpoint.
     """
-    recipe = _recipe(Path(directory))
-    found, path = _best(directory)
+    recipe = _recipe(Path(directory), ClassificationRecipe)
     net = zoo.get_model(recipe.network, classes=recipe.classes)
-    initialize(net, ctx=ctx or mx.cpu())
-    checkpoint.load(net, found.model, source=path)
-    return net, recipe
+    return _filled(net, directory, ctx), recipe
+
+
+def open_pose_run(directory, *, ctx=None):
+    """Builds the network of a run directory of a pose recipe; as `open_run`."""
+    recipe = _recipe(Path(directory), PoseRecipe)
+    return _filled(zoo.pose_model(recipe.network), directory, ctx), recipe
+
+
+def kind_of_run(directory):
+    """Returns the name of the recipe class of a run directory, such as "PoseRecipe".
+
+    Raises:
+      UserError: if it is no run directory.
+    """
+    return _config(Path(directory)).get("kind", ClassificationRecipe.__name__)
 
 
 def load_backbone(backbone, source, *, ctx=None):
@@ -52,6 +64,14 @@ def load_backbone(backbone, source, *, ctx=None):
     zoo.load_backbone_weights(backbone, source, ctx=ctx)
 
 
+def _filled(net, directory, ctx):
+    """Returns `net` with the values of the best checkpoint."""
+    found, path = _best(directory)
+    initialize(net, ctx=ctx or mx.cpu())
+    checkpoint.load(net, found.model, source=path)
+    return net
+
+
 def _best(directory):
     """Returns the best Checkpoint of a run directory, else the newest, and its path."""
     checkpoints = checkpoint.Checkpoints(Path(directory) / "checkpoints")
@@ -62,14 +82,20 @@ def _best(directory):
     return found, checkpoints.path(found.state.step)
 
 
-def _recipe(directory):
+def _recipe(directory, kind):
+    return kind.from_json(_config(directory)["recipe"])
+
+
+def _config(directory):
+    """Returns what config.json of a run directory holds, "recipe" at least."""
     file = directory / "config.json"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))["recipe"]
+        config = json.loads(file.read_text(encoding="utf-8"))
+        dict(config["recipe"])
+        return config
     except OSError as error:
         raise UserError(f"{str(directory)!r} is no run directory, it has no readable config.json "
                         f"({error.strerror}); give the --workdir of a recipe") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{str(file)!r} is not the config.json of a recipe ({error}); give the "
                         "--workdir of a recipe") from error
-    return ClassificationRecipe.from_json(values)
