@@ -32,7 +32,7 @@ def exit_on_user_error():
 def nearest(name, known):
     """Returns "; did you mean 'a' or 'b'?" for an unknown name, or "" if nothing is near."""
     import difflib
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), [str(word) for word in known], n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -1,0 +1,431 @@
+"""Segmentation as a task: losses, whole images, and the same result for any number of workers.
+
+Started by horovodrun, this file is the worker: it takes a gradient, evaluates, writes both down.
+"""
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from horovod_job import launch
+from mxnet import autograd, nd
+from mxnet.gluon import nn
+from PIL import Image
+
+from gluon_resnest import cli
+from gluon_resnest.config import SegmentationRecipe
+from gluon_resnest.engine.comm import connect
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.weights import save_parameters
+from gluon_resnest.losses import PixelCrossEntropy
+from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixel_accuracy
+from gluon_resnest.models.segmentation import initialize
+from gluon_resnest.models.whole_image import WholeImage, window_starts
+from gluon_resnest.tasks.segmentation import CONFUSION, Segmentation
+from gluon_resnest.zoo import get_model
+
+RECIPES = {"tiny": SegmentationRecipe(
+    network="deeplab_resnest_tiny", source="test", dataset="folder", classes=3, epochs=1, batch=6,
+    base_px=40, crop_px=32, eval_scales="0.75,1", eval_every=1, lr=0.02)}
+SIZES = [(40, 48), (36, 36), (30, 52), (44, 40), (20, 30), (64, 33), (33, 64)]
+
+
+def draw_folder(root):
+    """Seven pairs of different sizes; the lower part of some is ignored."""
+    for number, (height, width) in enumerate(SIZES):
+        rng = np.random.RandomState(number)
+        labels = np.zeros((height, width), np.uint8)
+        labels[5:15, 4:20] = 1
+        labels[12:, 15:25] = 2
+        if number % 2:
+            labels[height // 2:] = 255
+        image = rng.randint(0, 60, (height, width, 3)) + 60 * np.minimum(labels, 2)[..., None]
+        for kind, array in (("images", image.astype(np.uint8)), ("masks", labels)):
+            (root / kind).mkdir(exist_ok=True)
+            Image.fromarray(array).save(root / kind / f"{number}.png")
+
+
+def make_task(folder, comm, *words, workdir=None):
+    words = ["--root", folder, "--data-workers", 0, "--weights", Path(folder) / "net.params",
+             *words]
+    if workdir:
+        words += ["--workdir", workdir]
+    recipe, run = cli.parse(RECIPES, Segmentation, [str(word) for word in words])
+    task = Segmentation(recipe, run, comm)
+    # What is drawn on the device differs between workers.
+    task.net.apply(lambda block: setattr(block, "_rate", 0) if isinstance(block, nn.Dropout)
+                   else None)
+    return task
+
+
+def observe(folder, comm):
+    """Returns loss and gradients of the first batch over all workers, and the evaluation."""
+    task = make_task(folder, comm, workdir=folder)
+    batch = next(task.batches(0))
+    with autograd.record():
+        losses = task.losses(batch)
+        loss = sum(losses.values())
+    loss.backward()
+    mean = comm.total({
+        "loss": {name: float(value.asscalar()) for name, value in losses.items()},
+        "gradients": {name: param.grad().asnumpy().astype(float).ravel()[:50]
+                      for name, param in task.net._collect_params_with_prefix().items()
+                      if param.grad_req != "null"}})
+    metrics = task.evaluate()
+    task.close()
+    return {"loss": {name: value / comm.size for name, value in mean["loss"].items()},
+            "gradients": {name: (value / comm.size).tolist()
+                          for name, value in mean["gradients"].items()},
+            "metrics": metrics,
+            "confusion": np.load(Path(folder) / CONFUSION).tolist() if comm.is_main else None}
+
+
+def work(folder):
+    comm = connect()
+    seen = observe(folder, comm)
+    (Path(folder) / f"{comm.rank}.json").write_text(json.dumps(seen))
+    comm.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    draw_folder(folder)
+    net = get_model("deeplab_resnest_tiny", classes=3)
+    mx.random.seed(1)
+    initialize(net)
+    net(nd.zeros((1, 3, 32, 32)))
+    save_parameters(net, folder / "net.params")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return observe(folder, connect({}))
+
+
+# Any number of workers ----------------------------------------------------------------------------
+
+@pytest.mark.horovod
+@pytest.mark.parametrize("workers", [2, 3])
+def test_loss_gradients_and_evaluation_do_not_depend_on_the_workers(folder, alone, workers):
+    code, text, seen = launch(workers, __file__, folder)
+    assert code == 0, text
+    assert seen[0]["confusion"] == alone["confusion"]
+    for one in seen:
+        assert one["metrics"] == alone["metrics"]
+        assert one["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        for name, values in alone["gradients"].items():
+            scale = max(abs(np.array(values)).max(), 1e-3)
+            np.testing.assert_allclose(one["gradients"][name], values, rtol=1e-3,
+                                       atol=2e-3 * scale, err_msg=name)
+
+
+def test_every_image_is_evaluated_at_full_size(alone):
+    labelled = sum(height * width if number % 2 == 0 else height // 2 * width
+                   for number, (height, width) in enumerate(SIZES))
+    assert alone["metrics"]["images"] == len(SIZES)
+    assert np.sum(alone["confusion"]) == labelled
+
+
+def test_loss_is_the_mean_over_the_labelled_pixels(folder, alone):
+    task = make_task(folder, connect({}))
+    images, labels, _ = next(task.batches(0))
+    with autograd.train_mode():
+        logits = [output.asnumpy().astype(float) for output in task.net(images)]
+    labels = labels.asnumpy().astype(int)
+    for name, output, weight in zip(("loss", "auxiliary"), logits, (1, 0.5)):
+        expected = weight * cross_entropy(output, labels).sum() / (labels >= 0).sum()
+        assert alone["loss"][name] == pytest.approx(expected, rel=1e-4)
+
+
+# Losses -------------------------------------------------------------------------------------------
+
+def cross_entropy(logits, labels):
+    """Cross entropy of each pixel, 0 where it is ignored; numpy, float64."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(axis=1))
+    own = np.take_along_axis(shifted, np.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    return np.where(labels >= 0, log_sums - own, 0)
+
+
+def cross_entropy_gradient(logits, labels):
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    gradient = shifted / shifted.sum(axis=1, keepdims=True)
+    hot = np.arange(logits.shape[1])[None, :, None, None] == labels[:, None]
+    return np.where(labels[:, None] >= 0, gradient - hot, 0)
+
+
+def example():
+    rng = np.random.RandomState(0)
+    return rng.standard_normal((2, 4, 5, 6)) * 2, rng.randint(-1, 4, (2, 5, 6))
+
+
+def gradient_of(loss, logits, labels):
+    x = nd.array(logits)
+    x.attach_grad()
+    with autograd.record():
+        total = loss(x, nd.array(labels))
+    total.backward()
+    return total.asscalar(), x.grad.asnumpy()
+
+
+def test_loss_and_gradient_equal_the_numpy_twin(hybridize):
+    loss, (logits, labels) = PixelCrossEntropy(), example()
+    if hybridize:
+        loss.hybridize()
+    total, gradient = gradient_of(loss, logits, labels)
+    assert total == pytest.approx(cross_entropy(logits, labels).sum(), rel=1e-5)
+    np.testing.assert_allclose(gradient, cross_entropy_gradient(logits, labels), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"easy": 0.5, "keep": 3}])
+def test_ignored_pixels_have_exactly_zero_gradient(options, hybridize):
+    loss, (logits, labels) = PixelCrossEntropy(**options), example()
+    if hybridize:
+        loss.hybridize()
+    _, gradient = gradient_of(loss, logits, labels)
+    assert (gradient.transpose(0, 2, 3, 1)[labels < 0] == 0).all()
+    total, gradient = gradient_of(loss, logits, np.full_like(labels, -1))
+    assert total == 0 and (gradient == 0).all()
+
+
+@pytest.mark.parametrize("easy, keep", [(0.3, 1), (0.3, 12), (0.9, 30), (0.01, 5)])
+def test_mining_keeps_hard_pixels_and_the_hardest_of_each_image(easy, keep, hybridize):
+    loss, (logits, labels) = PixelCrossEntropy(easy, keep), example()
+    if hybridize:
+        loss.hybridize()
+    losses = cross_entropy(logits, labels)
+    kept = np.zeros_like(labels, bool)
+    for number, image in enumerate(losses):
+        hardest = np.sort(image.ravel())[-keep]
+        kept[number] = (image >= min(hardest, -np.log(easy))) & (labels[number] >= 0)
+    total, gradient = gradient_of(loss, logits, labels)
+    assert total == pytest.approx(losses[kept].sum(), rel=1e-5)
+    np.testing.assert_allclose(gradient, np.where(
+        kept[:, None], cross_entropy_gradient(logits, labels), 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"easy": 1.0}, {"easy": 0.5, "keep": 0}])
+def test_impossible_mining_is_refused(options):
+    with pytest.raises(ValueError, match="0 < easy < 1 and keep >= 1"):
+        PixelCrossEntropy(**options)
+
+
+def test_auxiliary_weight_acts(folder):
+    """Gradients for 0, .5 and 5 are g + w h, of one g and one h."""
+    gradients = {}
+    for weight in (0, 0.5, 5):
+        task = make_task(folder, connect({}), "--aux-weight", weight)
+        with autograd.record():
+            loss = sum(task.losses(next(task.batches(0))).values())
+        loss.backward()
+        gradients[weight] = {name: param.grad().asnumpy() for name, param in
+                             task.net._collect_params_with_prefix().items()
+                             if name in ("auxlayer.block.4.weight", "layer3.0.conv1.weight",
+                                         "head.block.4.weight")}
+    aux, shared, head = ("auxlayer.block.4.weight", "layer3.0.conv1.weight", "head.block.4.weight")
+    assert (gradients[0][aux] == 0).all()
+    np.testing.assert_allclose(gradients[5][aux], 10 * gradients[0.5][aux], rtol=1e-4)
+    np.testing.assert_allclose(gradients[5][head], gradients[0][head], rtol=1e-4, atol=1e-7)
+    slope = 2 * (gradients[0.5][shared] - gradients[0][shared])
+    assert abs(slope).max() > 1e-5
+    np.testing.assert_allclose(gradients[5][shared], gradients[0][shared] + 5 * slope, rtol=1e-2,
+                               atol=1e-2 * abs(slope).max())
+
+
+def test_an_all_ignored_batch_changes_nothing_but_is_finite(folder):
+    task = make_task(folder, connect({}))
+    images, labels, _ = next(task.batches(0))
+    with autograd.record():
+        losses = task.losses((images, nd.full(labels.shape, -1), nd.full((6,), 1 / 6)))
+        sum(losses.values()).backward()
+    assert [value.asscalar() for value in losses.values()] == [0, 0]
+    assert all((param.grad() == 0).min().asscalar() for param in task.params.values()
+               if param.grad_req != "null")
+
+
+def test_heads_learn_faster(folder):
+    task = make_task(folder, connect({}))
+    factors = {name: param.lr_mult for name, param in
+               task.net._collect_params_with_prefix().items()}
+    assert factors["head.block.4.weight"] == factors["auxlayer.block.4.bias"] == 10
+    assert {value for name, value in factors.items()
+            if not name.startswith(("head.", "auxlayer."))} == {1}
+    assert task.lr_at(0) == 0.02 and task.lr_at(task.steps_per_epoch) == 0
+
+
+# Whole images -------------------------------------------------------------------------------------
+
+class Positionwise(nn.HybridBlock):
+    """Logits of a pixel from that pixel alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(4, 1, in_channels=3)
+        self.initialize(mx.init.Normal(2))
+
+    def hybrid_forward(self, F, x):
+        return self.conv(F.tanh(x))
+
+
+class Blurring(nn.HybridBlock):
+    """Logits that depend on the neighbourhood."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(4, 5, padding=2, in_channels=3)
+        self.initialize(mx.init.Normal(1))
+
+    def hybrid_forward(self, F, x):
+        return self.conv(x)
+
+
+def picture(height, width):
+    return np.random.RandomState(height).standard_normal((3, height, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(20, 33), (47, 16), (16, 16), (9, 50), (7, 9)])
+@pytest.mark.parametrize("rule", ["exp", "softmax"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_windows_of_a_positionwise_network_equal_its_direct_answer(size, rule, flip):
+    net, image = Positionwise(), picture(*size)
+    direct = net(nd.array(image[None]))
+    expected = (nd.softmax(direct, axis=1) if rule == "softmax" else
+                nd.exp(direct * 2 if flip else direct)).asnumpy()
+    whole = WholeImage(net, window_px=16, flip=flip, rule=rule, batch=3)
+    np.testing.assert_allclose(whole.scores(image)[0].asnumpy(), expected, rtol=1e-4)
+    np.testing.assert_array_equal(whole.labels(image), direct.asnumpy()[0].argmax(axis=0))
+
+
+def test_several_scales_with_scale_one_alone_is_single_scale():
+    net, image = Blurring(), picture(20, 30)
+    several = WholeImage(net, window_px=32, base_px=30, scales=(1.0,), flip=False)
+    padded = np.zeros((1, 3, 32, 32), np.float32)
+    padded[0, :, :20, :30] = image
+    direct = nd.softmax(net(nd.array(padded)), axis=1)[:, :, :20, :30]
+    np.testing.assert_allclose(several.scores(image)[0].asnumpy(), direct.asnumpy(), rtol=1e-5)
+
+
+def test_scales_add_up_by_the_published_rule():
+    """Twin: each scale resized, exponential of the logits and the mirrored ones, resized back."""
+    net, image = Blurring(), picture(20, 32)
+    net.conv.weight.set_data(net.conv.weight.data() / 5)
+    whole = WholeImage(net, window_px=64, base_px=40, scales=(0.5, 1.5), flip=True, rule="exp",
+                       padding=(1.0, 2.0, 3.0))
+    total = 0
+    for longer, shorter in ((20, 13), (60, 38)):
+        resized = nd.contrib.BilinearResize2D(nd.array(image[None]), height=shorter, width=longer)
+        canvas = np.ones((1, 3, 64, 64), np.float32) * np.reshape([1, 2, 3], (1, 3, 1, 1))
+        canvas[:, :, :shorter, :longer] = resized.asnumpy()
+        logits = net(nd.array(canvas)).asnumpy()
+        mirrored = net(nd.array(canvas[..., ::-1].copy())).asnumpy()[..., ::-1]
+        scores = nd.array(np.exp(logits + mirrored)[:, :, :shorter, :longer])
+        total = total + nd.contrib.BilinearResize2D(scores, height=20, width=32).asnumpy()
+    np.testing.assert_array_equal(whole.labels(image), total[0].argmax(axis=0))
+
+
+def test_labels_do_not_depend_on_how_many_classes_are_resized_at_a_time(monkeypatch):
+    net, image = Blurring(), picture(20, 30)
+    whole = WholeImage(net, window_px=16, base_px=40, scales=(0.5, 1.0), flip=True)
+    expected = whole.labels(image)
+    monkeypatch.setattr("gluon_resnest.models.whole_image._MAX_SCORES", 20 * 30 * 2)
+    np.testing.assert_array_equal(whole.labels(image), expected)
+    assert len(set(expected.ravel())) > 1
+
+
+@pytest.mark.parametrize("length, window", [(16, 16), (17, 16), (26, 16), (100, 16), (5, 1)])
+def test_windows_cover_a_side_and_stay_inside(length, window):
+    starts = window_starts(length, window)
+    assert starts == sorted(set(starts)) and starts[0] == 0 and starts[-1] == length - window
+    assert {start + offset for start in starts for offset in range(window)} == set(range(length))
+
+
+@pytest.mark.parametrize("options, message", [(dict(rule="max"), "rule must be one of"),
+                                              (dict(scales=()), "positive numbers"),
+                                              (dict(scales=(1, 0)), "positive numbers")])
+def test_impossible_evaluations_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        WholeImage(None, window_px=16, **options)
+
+
+# Metric -------------------------------------------------------------------------------------------
+
+def test_miou_of_a_case_by_hand_with_an_absent_class():
+    matrix = ConfusionMatrix(4)
+    matrix.update(np.array([[0, 0, 1], [1, 1, 3]]), np.array([[0, 0, 0], [1, -1, 1]]))
+    # true 0: two hits, one taken for 1; true 1: one hit, one taken for 3; class 2 is absent
+    overlaps = intersection_over_union(matrix.pixels)
+    np.testing.assert_allclose(overlaps, [2 / 3, 1 / 3, np.nan, 0])
+    assert np.nanmean(overlaps) == pytest.approx(1 / 3)
+    assert pixel_accuracy(matrix.pixels) == pytest.approx(3 / 5)
+
+
+def test_confusion_matrices_add_up():
+    rng = np.random.RandomState(0)
+    labels, predicted = rng.randint(-1, 5, (4, 6, 7)), rng.randint(0, 5, (4, 6, 7))
+    whole, parts = ConfusionMatrix(5), [ConfusionMatrix(5) for _ in range(4)]
+    whole.update(predicted, labels)
+    for part, one, other in zip(parts, predicted, labels):
+        part.update(one, other)
+    np.testing.assert_array_equal(whole.pixels, sum(part.pixels for part in parts))
+    assert whole.pixels[3, 1] == ((labels == 3) & (predicted == 1)).sum()
+
+
+def test_no_pixel_no_accuracy():
+    assert np.isnan(pixel_accuracy(np.zeros((3, 3), int)))
+
+
+# Command line -------------------------------------------------------------------------------------
+
+def run(capsys, *words):
+    code = 0
+    try:
+        cli.main(RECIPES, Segmentation, [str(word) for word in words])
+    except SystemExit as exit:
+        code = exit.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_run_trains_evaluates_and_is_continued(capsys, folder, tmp_path):
+    words = ["--root", folder, "--workdir", tmp_path / "run", "--data-workers", 0, "--epochs", 2,
+             "--batch", 4, "--eval-scales", "1", "--log-every", 1]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "mIoU" in out and "7 images" in out
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert 0 <= result["measured"]["miou"] <= 100
+    code, out, _ = run(capsys, *words, "--eval-only")
+    assert code == 0
+    again = json.loads((tmp_path / "run/evaluation.json").read_text())["measured"]
+    assert again == result["measured"]
+
+
+@pytest.mark.parametrize("words, message", [
+    ([], "--root DIR is missing"), (["--root", "nowhere"], "no folder nowhere"),
+    (["--network", "resnest50", "--data", "synthetic"], "is no segmentation network"),
+    (["--network", "deeplab_resnest51", "--data", "synthetic"], "deeplab_resnest51"),
+    (["--eval-scales", "1,many"], "eval_scales must be positive numbers"),
+    (["--eval-scales", "1,0"], "eval_scales must be positive numbers"),
+    (["--scale-low", "3"], "must not exceed scale_high"),
+    (["--output-stride", "32"], "one of 8, 16"),
+    (["--warmup-epochs", "9"], "must be smaller than epochs")])
+def test_mistakes_are_one_sentence(capsys, tmp_path, words, message):
+    code, _, err = run(capsys, *words, "--workdir", tmp_path / "run")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and message in errors[0] and "Traceback" not in err, err
+
+
+def test_published_target_counts_for_the_published_evaluation_only():
+    recipe = dataclasses.replace(RECIPES["tiny"], expect_miou=45.0)
+    assert recipe.expected == 45.0
+    assert dataclasses.replace(recipe, eval_scales="1").expected is None
+    assert dataclasses.replace(recipe, eval_flip=False).expected is None
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
