@@ -17,6 +17,7 @@ from gluon_resnest.data import mixing
 from gluon_resnest.data.loader import Batch
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.models.norm import STAGES
 from gluon_resnest.tasks.classification import Classification
 from gluon_resnest.zoo import VARIANTS
 
@@ -130,6 +131,21 @@ def test_every_parameter_gets_a_gradient():
         if parameter.grad_req != "null":
             assert np.isfinite(parameter.grad().asnumpy()).all(), name
             assert parameter.grad().asnumpy().any(), name
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2, 5])
+def test_frozen_stages_stay_bit_for_bit_and_the_others_learn(stages):
+    task = make_task(dataclasses.replace(RECIPE, freeze_stages=stages, last_gamma=False, lr=0.1,
+                                         warmup_epochs=0.0, wd=0.1))
+    params = task.net._collect_params_with_prefix()
+    before = {name: parameter.data().asnumpy().copy() for name, parameter in params.items()}
+    for batch, _ in zip(task.batches(0), range(2)):
+        task.update.step(task.losses, batch, 0.1)
+    nd.waitall()
+    frozen = [part for parts in STAGES[:stages] for part in parts]
+    for name, parameter in params.items():
+        same = np.array_equal(parameter.data().asnumpy(), before[name])
+        assert same is (name.split(".")[0] in frozen), name
 
 
 def test_evaluation_counts_every_image():

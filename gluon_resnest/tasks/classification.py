@@ -125,7 +125,8 @@ class Classification:
                           disable=None if self._comm.is_main else True):
             images, labels = batch.arrays
             if len(labels):     # a worker's share of the last step may be empty
-                metric.update(self.net(nd.array(images, ctx=self._context)).asnumpy(), labels)
+                logits = self.net(nd.array(images, ctx=self._context)).astype("float32", copy=False)
+                metric.update(logits.asnumpy(), labels)
         top1, top5, seen = (int(count) for count in self._comm.total(metric.counts()))
         if seen != len(self._val.dataset):
             raise RuntimeError(f"evaluation saw {seen} images of {len(self._val.dataset)}: each "

@@ -144,7 +144,8 @@ class Pose:
     def _found(self):
         """Returns the joints of all persons in pixels of their images, (P, 17, 3), all workers'."""
         def forward(images):
-            return self.net(nd.array(images, ctx=self._context)).asnumpy()
+            return self.net(nd.array(images, ctx=self._context)).astype(
+                "float32", copy=False).asnumpy()
 
         dataset, mine = self._val.dataset, []
         for batch in tqdm(self._val.epoch(0), "evaluating", self._val.steps_per_epoch, leave=False,

@@ -1,0 +1,123 @@
+"""Laws of mixed precision on whole networks.
+
+MXNet rewrites its operators for the whole process, so this file is also the program of a process
+of its own: `python tests/test_amp.py types|train FILE`.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import nd
+
+from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.engine import amp
+from gluon_resnest.engine.checkpoint import State, snapshot
+from gluon_resnest.engine.comm import Comm
+from gluon_resnest.errors import UserError
+from gluon_resnest.losses import Distillation, SoftCrossEntropy
+from gluon_resnest.tasks.classification import Classification
+from gluon_resnest.zoo import get_model
+
+NETWORKS = ("resnest_tiny", "resnest14", "resnest50_fast_4s2x40d", "resnet50d", "senet50",
+            "sknet50")
+RECIPE = ClassificationRecipe(
+    network="resnest_tiny", source="a test", classes=5, epochs=3, batch=8, warmup_epochs=0.0,
+    crop_px=32, eval_px=32, auto_augment="none", precision="bfloat16", lr=0.05)
+RUN = argparse.Namespace(data="synthetic", synthetic_steps=6, data_workers=0, device="cpu",
+                         weights=None, eval_only=False, eval_batch=2, rec_train=None, rec_val=None,
+                         teacher_weights=None)
+
+
+def is_16_bits(dtype):
+    return np.dtype(dtype).itemsize == 2
+
+
+def types_of(name):
+    """Returns {operator: [whether its output has 16 bits]} of a network and its loss."""
+    net, loss = get_model(name, classes=5), SoftCrossEntropy()
+    symbol = loss(net(mx.sym.var("data")), mx.sym.var("targets"))
+    given, _, auxiliary = symbol.infer_type(data="float32", targets="float32")
+    internals = symbol.get_internals()
+    types = dict(zip(internals.list_outputs(),
+                     internals.infer_type(data="float32", targets="float32")[1]))
+    seen = {"parameters": sorted({is_16_bits(kind) for kind in given + auxiliary})}
+    for node in json.loads(symbol.tojson())["nodes"]:
+        if node["op"] in ("Convolution", "FullyConnected", "softmax", "log_softmax", "mean"):
+            seen.setdefault(node["op"], set()).add(is_16_bits(types[node["name"] + "_output"]))
+    return {operator: sorted(kinds) for operator, kinds in seen.items()}
+
+
+def program(job, file):
+    if job == "types":
+        mx.contrib.amp.init("bfloat16")              # types need no processor that computes in it
+        result = {name: types_of(name) for name in NETWORKS}
+    else:
+        task = Classification(RECIPE, RUN, Comm())
+        losses = [float(task.update.step(task.losses, batch, 0.05)["loss"].asscalar())
+                  for batch, _ in zip(task.batches(0), range(12))]
+        taken = snapshot(task.net, task.update, State())
+        try:
+            amp.enable("float16", mx.cpu())
+            refusal = None
+        except UserError as error:
+            refusal = str(error)
+        result = {"losses": losses, "images": task.evaluate()["images"], "refusal": refusal,
+                  "kinds": sorted({array.dtype.name for array in taken.model.values()})}
+    Path(file).write_text(json.dumps(result))
+
+
+def started(job, tmp_path):
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    subprocess.run([sys.executable, __file__, job, str(tmp_path / "result")], check=True,
+                   env=environ, timeout=240)
+    return json.loads((tmp_path / "result").read_text())
+
+
+def test_products_have_16_bits_and_softmax_and_parameters_32(tmp_path):
+    for name, seen in started("types", tmp_path).items():
+        assert seen["parameters"] == [False], name
+        assert seen["Convolution"] == seen["FullyConnected"] == [True], name
+        assert seen["log_softmax"] == seen["mean"] == [False], name
+        assert seen.get("softmax", [False]) == [False], name
+
+
+@pytest.mark.skipif(not amp.supported("bfloat16", mx.cpu()),
+                    reason="this CPU has no AVX-512, which bfloat16 needs")
+def test_a_whole_network_trains_in_bfloat16(tmp_path):
+    seen = started("train", tmp_path)
+    assert np.isfinite(seen["losses"]).all()
+    assert np.mean(seen["losses"][-3:]) < np.mean(seen["losses"][:3])
+    assert seen["kinds"] == ["float32"]
+    assert seen["images"] == 6
+    assert "already computes in bfloat16" in seen["refusal"]
+
+
+def test_float32_changes_nothing():
+    before = mx.nd.Convolution
+    amp.enable("float32", mx.cpu())
+    assert mx.nd.Convolution is before
+
+
+@pytest.mark.skipif(amp.supported("bfloat16", mx.cpu()), reason="this CPU has AVX-512")
+def test_a_cpu_without_bfloat16_is_a_sentence():
+    with pytest.raises(UserError, match=r"cpu\(0\) cannot compute in bfloat16: CPUs take bfloat16 "
+                       "if they have AVX-512, never float16; use --precision float32"):
+        Classification(RECIPE, RUN, Comm())
+
+
+def test_a_probe_leaves_the_process_sound():
+    amp.supported("bfloat16", mx.cpu())
+    assert not amp.supported("float16", mx.cpu())
+    loss = Distillation(2.0, 0.5)(nd.ones((2, 3)), nd.ones((2, 3)) / 3, nd.ones((2, 3)))
+    nd.waitall()
+    assert np.isfinite(loss.asscalar())
+
+
+if __name__ == "__main__":
+    program(*sys.argv[1:])
