@@ -107,7 +107,7 @@ def reported(environ=os.environ):
         code, text = 2, str(error)
         raise
     except BaseException as error:
-        code, text = 1, f"{type(error).__name__}: {str(error).strip()}"
+        code, text = 1, f"{type(error).__name__}: {error}".strip()
         raise
     finally:
         with contextlib.suppress(OSError):                    # taken for killed, at worst

@@ -314,9 +314,10 @@ def _ending(code, beats, outcomes):
     if silent:
         return "; ".join(f"worker {rank} was killed or crashed after step {beats[rank].step}"
                          for rank in silent)
-    told = [f"worker {rank}: {end.text.splitlines()[0]}" for rank, end in sorted(outcomes.items())
-            if end.text]
-    return "; ".join(told[:2]) or f"the job ended with exit code {code}"
+    told = {end.text.splitlines()[0]: rank for rank, end in sorted(outcomes.items(), reverse=True)
+            if end.text}                                      # what all say is told once
+    return "; ".join(f"worker {rank}: {text}" for text, rank in sorted(
+        told.items(), key=lambda item: item[1])[:2]) or f"the job ended with exit code {code}"
 
 
 def _table(attempts):
