@@ -75,13 +75,13 @@ class SyncBatchNorm(nn.BatchNorm):
         self._refuse_several_devices()
         if _groups[self._group].size == 1:
             return super().hybrid_forward(F, x, *parameters)
-        maps = F.cast(F.reshape(x, shape=(0, 0, -1)), dtype="float32")      # (N, C, pixels)
-        local_mean = F.mean(maps, axis=(0, 2))
+        maps = F.cast(F.reshape(x, shape=(0, 0, -1, 1)), dtype="float32")   # (N, C, pixels, 1)
         # Neither the variance nor the output depends on the point that maps are centred at, so
-        # none needs its gradient; near the mean, float32 loses nothing.
-        centre = F.BlockGrad(local_mean)
-        centred = F.broadcast_sub(maps, _as_maps(F, centre))
-        local_var = F.mean(F.square(centred), axis=(0, 2))
+        # that none needs its gradient; near the mean, float32 loses nothing.
+        centre = F.BlockGrad(_mean(F, maps))
+        centred = maps - _spread(F, centre, maps)
+        rest = _mean(F, centred)        # what rounding left of the mean
+        local_mean, local_var = centre + rest, _mean(F, F.square(centred)) - F.square(rest)
         mean, var, _ = F.Custom(
             local_mean, local_var, _count(F, maps, centre), running_mean, running_var,
             op_type=OPERATOR, key=f"{self.prefix}{self._call_number()}", group=str(self._group),
@@ -90,7 +90,7 @@ class SyncBatchNorm(nn.BatchNorm):
         if not self._kwargs["fix_gamma"]:
             scale = scale * gamma
         shift = beta - (mean - centre) * scale
-        y = F.broadcast_add(F.broadcast_mul(centred, _as_maps(F, scale)), _as_maps(F, shift))
+        y = centred * _spread(F, scale, maps) + _spread(F, shift, maps)
         x = F.BlockGrad(x)     # from here on only its shape and type matter
         return _as_type_of(F, F.reshape_like(y, x), x)
 
@@ -259,13 +259,20 @@ class _MergeStatisticsProp(mx.operator.CustomOpProp):
         return _MergeStatistics(self._key, _groups[self._group], self._momentum)
 
 
-def _as_maps(F, values):
-    """Returns (C,) as (1, C, 1)."""
-    return F.reshape(values, shape=(1, -1, 1))
+def _mean(F, maps):
+    """Returns the mean per channel, (C,); on a CPU ten times as fast as `F.mean` of two axes."""
+    return F.mean(F.contrib.AdaptiveAvgPooling2D(maps, output_size=1), axis=(0, 2, 3))
+
+
+def _spread(F, values, maps):
+    """Returns (C,) repeated to the shape of `maps`, by image first: a fast backward pass."""
+    images = F.slice_axis(F.BlockGrad(maps), axis=2, begin=0, end=1)        # (N, C, 1, 1)
+    images = F.broadcast_like(F.reshape(values, shape=(1, -1, 1, 1)), images)
+    return F.broadcast_like(images, F.BlockGrad(maps))
 
 
 def _count(F, maps, like):
-    """Returns how many values each channel of `maps` (N, C, pixels) has, shaped as `like` (C,)."""
+    """Returns how many values a channel of `maps` (N, C, pixels, 1) has, shaped as `like`."""
     shape = F.cast(F.shape_array(maps), dtype="float32")
     values = F.slice_axis(shape, axis=0, begin=0, end=1) * \
         F.slice_axis(shape, axis=0, begin=2, end=3)
