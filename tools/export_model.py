@@ -9,7 +9,8 @@ writes deploy/r50-symbol.json, deploy/r50-0000.params and deploy/r50.json, after
 first two through SymbolBlock and Module and compared them with the network on fresh inputs.
 
 The run, or --model simple_pose_resnest50 --weights FILE, may also be of a pose recipe: the card is
-then another, and crop, protocol and class names do not apply.
+then another, and crop, protocol and class names do not apply. The same holds for a segmentation
+network, --model deeplab_resnest50_ade; it takes --classes-file and works at any size.
 
     python tools/predict.py deploy/r50 photo.jpg --save answer.png          uses them
     net = gluon.SymbolBlock.imports("deploy/r50-symbol.json", ["data"], "deploy/r50-0000.params")
@@ -80,6 +81,35 @@ def pose_of(flags):
     return net, card
 
 
+def segmentation_of(flags):
+    """Returns (net, card) of the segmentation network that the flags mean, or None."""
+    from gluon_resnest import cli
+    from gluon_resnest.interop import segmentation, trained
+    from gluon_resnest.interop.weights import load_parameters
+    from gluon_resnest.models.segmentation import parse_name
+    from gluon_resnest.tasks import trained_run
+    names = None
+    if flags.model is not None and parse_name(flags.model):
+        net, card = segmentation.from_zoo(flags.model, flags.weights)
+    elif flags.run and trained_run.kind_of_run(flags.run) == "SegmentationRecipe":
+        net, recipe = trained_run.open_segmentation_run(flags.run)
+        if flags.weights:
+            load_parameters(net, flags.weights)
+        file = Path(flags.run) / cli.CLASS_NAMES
+        names = trained.read_class_names(file) if file.exists() else None
+        net = net.without_auxiliary()
+        card = segmentation.SegmentationCard(
+            recipe.network, recipe.classes, recipe.crop_px, recipe.base_px, recipe.scales,
+            recipe.eval_flip, recipe.eval_rule, class_names=names)
+    else:
+        return None
+    if flags.crop or flags.protocol:
+        raise UserError("--crop and --protocol belong to classifiers, but "
+                        f"{card.model} is a segmentation network; leave them out")
+    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    return net, dataclasses.replace(card, class_names=names or card.class_names)
+
+
 def report(prefix, network):
     """Prints what was written; `network` describes it."""
     from gluon_resnest.interop import deployed
@@ -100,6 +130,11 @@ def main(argv=None):
         if pose:
             card = export_network(pose[0], flags.out, pose[1])
             report(flags.out, f"{card.model}, persons of {card.height} x {card.width} px")
+            return
+        segmentation = segmentation_of(flags)
+        if segmentation:
+            card = export_network(segmentation[0], flags.out, segmentation[1])
+            report(flags.out, f"{card.model}, {card.classes} classes, windows of {card.crop_px} px")
             return
         if flags.run:
             net, card = open_run(flags.run, flags.weights)

@@ -1,4 +1,6 @@
-"""Says what is on pictures: classes, or persons' joints, by an exported network or one of the zoo.
+"""Says what is on pictures: classes, joints of persons or the class of each pixel.
+
+The network is an exported one or one of the zoo.
 
     python tools/predict.py deploy/r50 photo.jpg
     python tools/predict.py deploy/r50 photos/ --topk 3 --save answer.png
@@ -8,6 +10,9 @@
 
     python tools/predict.py deploy/pose photo.jpg --boxes boxes.json --save skeletons.png
     python tools/predict.py simple_pose_resnest50 photo.jpg --weights pose.params --json
+
+    python tools/predict.py deploy/seg photos/ --save overlays.png        colours and a legend
+    python tools/predict.py deeplab_resnest50_ade photo.jpg --weights seg.params
 
 Crop, resizing and class names come from the card beside the exported files, or from the zoo;
 --crop, --protocol and --classes-file replace them. A picture that cannot be read is named and left
@@ -63,7 +68,8 @@ def load(flags):
         net, card = trained.from_zoo(flags.network, flags.weights)
     names = flags.classes_file and trained.read_class_names(flags.classes_file)
     changes = {name: value for name, value in [("crop_px", flags.crop), ("class_names", names),
-                                               ("protocol", flags.protocol)] if value}
+                                               ("protocol", flags.protocol)]
+               if value is not None}
     if card is not None and changes:
         card = dataclasses.replace(card, **changes)
         card.check("the command line")
@@ -114,6 +120,52 @@ def tell_poses(predictor, flags, files):
     return answers
 
 
+def load_segmentation(flags):
+    """Returns the SegmentationPredictor that the flags mean, or None if they mean another one."""
+    from gluon_resnest.interop import deployed, segmentation, trained
+    from gluon_resnest.models.segmentation import parse_name
+    exported = deployed.paths(flags.network)[0].exists()
+    if exported and deployed.task_of(flags.network) == segmentation.TASK:
+        if flags.weights:
+            raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
+                            "exported pair; leave it out")
+        net, card = None, segmentation.read_card(flags.network)
+    elif not exported and parse_name(flags.network):
+        net, card = segmentation.from_zoo(flags.network, flags.weights)
+    else:
+        return None
+    if flags.protocol:
+        raise UserError(f"--protocol does not apply to {flags.network!r}, a segmentation network; "
+                        "leave it out")
+    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    card = dataclasses.replace(card, crop_px=flags.crop or card.crop_px,
+                               class_names=names or card.class_names)
+    card.check("the command line")
+    if net is None:
+        return segmentation.SegmentationPredictor.load(flags.network, card)
+    return segmentation.SegmentationPredictor(net, card)
+
+
+def tell_labels(predictor, flags, files):
+    """Labels the pixels of all files; returns the answers, drawn and printed."""
+    from gluon_resnest.interop.segmentation_drawing import draw_labelled
+    answers = list(predictor.answer(files))
+    shares = {answer.file: [] if answer.problem else
+              [{"index": number, "name": predictor.card.name(number), "share": share}
+               for number, share in answer.shares()] for answer in answers}
+    if flags.json:
+        print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
+                           "classes": shares[answer.file]} for answer in answers], indent=1))
+    else:
+        for answer in answers:
+            print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
+            for row in shares[answer.file]:
+                print(f"  {100 * row['share']:6.2f} %  {row['name']}")
+    if flags.save:
+        draw_labelled(flags.save, answers, predictor.card)
+    return answers
+
+
 def tell_classes(flags, files):
     """Classifies all files; returns the answers, drawn and printed."""
     from gluon_resnest.interop.drawing import draw_answers
@@ -152,14 +204,19 @@ def main(argv=None):
         if flags.save:
             check_picture(flags.save)
         files = find_images(flags.images)
-        pose = load_pose(flags)
-        answers = tell_poses(pose, flags, files) if pose else tell_classes(flags, files)
+        pose, segmentation = load_pose(flags), load_segmentation(flags)
+        if pose:
+            answers = tell_poses(pose, flags, files)
+        elif segmentation:
+            answers = tell_labels(segmentation, flags, files)
+        else:
+            answers = tell_classes(flags, files)
         if flags.save:
             print(f"drew {flags.save}", file=sys.stderr)
         bad = [answer for answer in answers if answer.problem]
         if bad:
             raise UserError(f"{len(bad)} of {len(answers)} images could not be "
-                            f"{'looked at' if pose else 'classified'}, first: "
+                            f"{'looked at' if pose or segmentation else 'classified'}, first: "
                             f"{bad[0].problem}")
 
 

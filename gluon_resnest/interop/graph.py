@@ -284,11 +284,14 @@ OPERATORS = {
     "add_n": _Rule((1, 64), {"num_args": _numbers(1, 64)}, ("num_args",)),
     "clip": _Rule((1, 1), {"a_min": _real(-1e30, 1e30), "a_max": _real(-1e30, 1e30)},
                   ("a_min", "a_max")),
+    "broadcast_like": _Rule((2, 2), {"lhs_axes": _numbers(0, 3, (1, 2)),
+                                     "rhs_axes": _numbers(0, 3, (1, 2))}),
+    "_contrib_BilinearResize2D": _Rule((2, 2), {"mode": _one_of("like")}, ("mode",)),
     **{op: _REDUCE for op in ("sum", "mean", "max")},
-    **{op: _UNARY for op in ("Flatten", "sigmoid", "relu", "exp", "tanh", "_copy")},
+    **{op: _UNARY for op in ("Flatten", "sigmoid", "relu", "exp", "tanh", "_copy", "BlockGrad")},
     **{op: _BINARY for op in (
         "elemwise_add", "elemwise_sub", "elemwise_mul", "_Plus", "_Minus", "_Mul",
-        "broadcast_add", "broadcast_sub", "broadcast_mul", "broadcast_div", "broadcast_like")},
+        "broadcast_add", "broadcast_sub", "broadcast_mul", "broadcast_div")},
     **{op: _SCALAR for op in ("_plus_scalar", "_minus_scalar", "_rminus_scalar", "_mul_scalar",
                               "_div_scalar")},
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 import mxnet as mx
 
 from gluon_resnest import zoo
-from gluon_resnest.config import ClassificationRecipe, PoseRecipe
+from gluon_resnest.config import ClassificationRecipe, PoseRecipe, SegmentationRecipe
 from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.resnest import initialize
@@ -35,6 +35,14 @@ def open_pose_run(directory, *, ctx=None):
     """Builds the network of a run directory of a pose recipe; as `open_run`."""
     recipe = _recipe(Path(directory), PoseRecipe)
     return _filled(zoo.pose_model(recipe.network), directory, ctx), recipe
+
+
+def open_segmentation_run(directory, *, ctx=None):
+    """Builds the network of a run directory of a segmentation recipe; as `open_run`."""
+    recipe = _recipe(Path(directory), SegmentationRecipe)
+    net = zoo.get_model(recipe.network, classes=recipe.classes,
+                        output_stride=recipe.output_stride)
+    return _filled(net, directory, ctx), recipe
 
 
 def kind_of_run(directory):

@@ -1,0 +1,199 @@
+"""Labels every pixel of images with an exported segmentation network or one of the zoo."""
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Optional, Tuple
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnest import zoo
+from gluon_resnest.data import color
+from gluon_resnest.data import images as image_files
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import deployed
+from gluon_resnest.interop.weights import load_parameters
+from gluon_resnest.models.segmentation import parse_name
+from gluon_resnest.models.whole_image import RULES, WholeImage
+
+TASK = "segmentation"
+_AGAIN = "export the network again"
+
+
+@dataclass(frozen=True)
+class SegmentationCard:
+    """How an exported segmentation network wants its images and what its outputs mean.
+
+    The input is float32 RGB (N, 3, H, W), `(value / 255 - mean) / std`, any N, H and W; the output
+    is logits (N, classes, H, W).
+
+    Attributes:
+      model: name of the network.
+      classes: number of classes.
+      crop_px: side of the windows in which large images are labelled.
+      base_px: longer side of an image at scale 1; None is the image's own.
+      scales, flip, rule: see `models.whole_image.WholeImage`.
+      mean, std, class_names, commit, sha256: as in `deployed.Card`.
+    """
+
+    model: str
+    classes: int
+    crop_px: int = 480
+    base_px: Optional[int] = 520
+    scales: Tuple[float, ...] = (1.0,)
+    flip: bool = False
+    rule: str = "softmax"
+    mean: Tuple[float, float, float] = color.MEAN
+    std: Tuple[float, float, float] = color.STD
+    class_names: Optional[Tuple[str, ...]] = None
+    commit: str = ""
+    sha256: Optional[dict] = None
+
+    @property
+    def input_shape(self):
+        """Shape of one window."""
+        return (1, 3, self.crop_px, self.crop_px)
+
+    @property
+    def output_shape(self):
+        """Shape of its logits."""
+        return (1, self.classes, self.crop_px, self.crop_px)
+
+    def name(self, number):
+        """Returns what to call a class."""
+        return self.class_names[number] if self.class_names else f"class {number}"
+
+    def to_json(self):
+        """Returns the text of the card's file."""
+        return json.dumps({"format": deployed.FORMAT, "task": TASK, "layout": "NCHW",
+                           "channels": "RGB", "dtype": "float32", **dataclasses.asdict(self)},
+                          indent=1) + "\n"
+
+    def check(self, source):
+        """Raises a UserError that begins with `source` unless every field can be true."""
+        def number(value, low, high):
+            return type(value) in (int, float) and low <= value <= high
+
+        def whole(value, low, high):
+            return type(value) is int and low <= value <= high
+
+        def triple(values, low, high):
+            return len(values) == 3 and all(number(value, low, high) for value in values)
+
+        names, sums = self.class_names, self.sha256
+        faults = {
+            "model": isinstance(self.model, str),
+            "classes": whole(self.classes, 1, 1 << 16),
+            "crop_px": whole(self.crop_px, 8, 4096),
+            "base_px": self.base_px is None or whole(self.base_px, 8, 16384),
+            "scales": 0 < len(self.scales) < 50 and all(
+                number(scale, 0.01, 10) for scale in self.scales),
+            "flip": type(self.flip) is bool,
+            "rule": self.rule in RULES,
+            "mean": triple(self.mean, -10, 10),
+            "std": triple(self.std, 1e-6, 1e3),
+            "class_names": names is None or (len(names) == self.classes and all(
+                isinstance(name, str) for name in names)),
+            "commit": isinstance(self.commit, str),
+            "sha256": sums is None or (isinstance(sums, dict) and set(sums) == {"symbol", "params"}
+                                       and all(isinstance(text, str) for text in sums.values())),
+        }
+        wrong = [name for name, right in faults.items() if not right]
+        if wrong:
+            raise UserError(f"{source} says {wrong[0]}={getattr(self, wrong[0])!r:.80}, which "
+                            "cannot be; correct it")
+
+
+def read_card(prefix):
+    """Returns the `SegmentationCard` of an exported pair.
+
+    Raises:
+      UserError: if there is none, or it is damaged, or of another task or format.
+    """
+    file, values = deployed.paths(prefix)[2], deployed.read_values(prefix)
+    names = {field.name for field in dataclasses.fields(SegmentationCard)}
+    if (not isinstance(values, dict) or values.get("task") != TASK
+            or values.get("format") != deployed.FORMAT or names - set(values)):
+        raise UserError(f"{str(file)!r} is not the card of a segmentation network; {_AGAIN}")
+    lists = {name: tuple(values[name]) for name in ("mean", "std", "scales", "class_names")
+             if isinstance(values[name], list)}
+    if not {"mean", "std", "scales"} <= set(lists) or not (
+            "class_names" in lists or values["class_names"] is None):
+        raise UserError(f"{str(file)!r} must hold mean, std, scales and class_names as lists; "
+                        f"{_AGAIN}")
+    card = SegmentationCard(**{**{name: values[name] for name in names}, **lists})
+    card.check(repr(str(file)))
+    return card
+
+
+def from_zoo(name, weights):
+    """Builds a segmentation network of the zoo, without its auxiliary head.
+
+    Args:
+      name: {head}_{backbone}_{data set}.
+      weights: `.params` file; None takes the published ones.
+
+    Returns:
+      (net, card).
+    """
+    net = zoo.get_model(name, pretrained=weights is None)
+    if weights is not None:
+        load_parameters(net, weights)
+    spelled = parse_name(name.lower())
+    base, crop = (2048, 768) if spelled.dataset == "citys" else (520, 480)
+    return net.without_auxiliary(), SegmentationCard(name, spelled.classes, crop, base)
+
+
+class Labelled(NamedTuple):
+    """What a file shows: int32 (H, W), the class of each pixel; or the problem."""
+
+    file: Path
+    labels: Optional[np.ndarray]
+    problem: Optional[str] = None
+
+    def shares(self):
+        """Returns [(class, share of the pixels)], the largest first."""
+        numbers, counts = np.unique(self.labels, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return [(int(numbers[i]), float(counts[i] / self.labels.size)) for i in order]
+
+
+class SegmentationPredictor:
+    """Labels the pixels of images.
+
+    Args:
+      net: Block whose parameters lie on `ctx`.
+      card: the network's `SegmentationCard`.
+      ctx: Context to run on; the CPU by default.
+    """
+
+    def __init__(self, net, card, *, ctx=None):
+        self.card = card
+        net.hybridize(static_alloc=True)
+        self._map = color.normalization(card.mean, card.std)
+        self._whole = WholeImage(
+            net, window_px=card.crop_px, base_px=card.base_px, scales=card.scales, flip=card.flip,
+            rule=card.rule, padding=tuple(self._map[:, 3]), ctx=ctx or mx.cpu())
+
+    @classmethod
+    def load(cls, prefix, card=None, *, ctx=None):
+        """Loads an exported pair; `card` takes the place of the one beside it.
+
+        Raises:
+          UserError: if a file is absent, damaged or not what was exported.
+        """
+        card = card or read_card(prefix)
+        return cls(deployed.load_pair(prefix, card, ctx=ctx), card, ctx=ctx)
+
+    def labels(self, image):
+        """Returns the class of each pixel, int32 (H, W), of a uint8 RGB image (H, W, 3)."""
+        return self._whole.labels(color.apply(image, self._map))
+
+    def answer(self, files):
+        """Yields the `Labelled` of each file, in order; one that is no image has a problem."""
+        for file in map(Path, files):
+            try:
+                yield Labelled(file, self.labels(image_files.load(file)))
+            except UserError as error:
+                yield Labelled(file, None, str(error))

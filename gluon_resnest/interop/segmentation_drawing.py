@@ -1,0 +1,103 @@
+"""Draws labelled images with a legend, and confusion matrices."""
+import numpy as np
+
+from ..data import images
+from ..errors import UserError
+from .drawing import MAX_DRAWN, check_picture
+
+_OPACITY = 0.6
+_LEGEND = 12            # classes an image's legend names
+_CELL_INCHES = (3.0, 2.4)
+_MAX_NAMED = 40         # classes whose names fit beside a confusion matrix
+
+
+def palette(count):
+    """Returns colours that tell classes apart, uint8 (count, 3); the first is black.
+
+    The bits of a class's number are dealt to red, green and blue, highest first, as in the Pascal
+    VOC development kit: neighbours in number are far apart in colour.
+    """
+    numbers, colors = np.arange(count), np.zeros((count, 3), np.int64)
+    for place in range(8):
+        for channel in range(3):
+            colors[:, channel] |= (numbers >> (3 * place + channel) & 1) << (7 - place)
+    return colors.astype(np.uint8)
+
+
+def overlay(image, labels, colors):
+    """Returns an image uint8 (H, W, 3) tinted with the colours (K, 3) of its labels (H, W)."""
+    return (image * (1 - _OPACITY) + colors[labels] * _OPACITY).round().astype(np.uint8)
+
+
+def draw_labelled(path, answers, card):
+    """Draws the first MAX_DRAWN images, each with its overlay and the names of its classes.
+
+    Args:
+      path: picture to write, of one of `drawing.FORMATS`.
+      answers: list of `segmentation.Labelled`; those with a problem are left out.
+      card: the network's `SegmentationCard`.
+
+    Raises:
+      UserError: if there is nothing to draw, or the picture cannot be written.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    drawn = [answer for answer in answers if answer.labels is not None][:MAX_DRAWN]
+    if not drawn:
+        raise UserError(f"there is nothing to draw in {str(path)!r}: no image could be labelled")
+    colors = palette(card.classes)
+    width, height = _CELL_INCHES
+    figure = Figure(figsize=(3 * width, height * len(drawn)), facecolor="white")
+    axes = figure.subplots(len(drawn), 3, squeeze=False)
+    for row, answer in zip(axes, drawn):
+        image = images.load(answer.file)
+        row[0].imshow(image)
+        row[1].imshow(overlay(image, answer.labels, colors))
+        row[0].set_title(answer.file.name[:40], fontsize=7, color="#7b8794", loc="left")
+        patches = [Patch(color=colors[number] / 255, label=f"{card.name(number)[:28]} "
+                         f"{100 * share:.1f} %") for number, share in answer.shares()[:_LEGEND]]
+        row[2].legend(handles=patches, loc="center left", fontsize=7, frameon=False)
+        for cell in row:
+            cell.set_axis_off()
+    figure.tight_layout(pad=0.4)
+    _save(figure, path)
+
+
+def draw_confusion(path, pixels, names=None):
+    """Draws a confusion matrix: the share of each true class that is predicted as each class.
+
+    Args:
+      path: picture to write.
+      pixels: int64 (K, K), rows are true classes.
+      names: of the classes, or None.
+
+    Raises:
+      UserError: if the picture cannot be written.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+    count = len(pixels)
+    shares = pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1)
+    side = min(14, 3 + 0.28 * count)
+    figure = Figure(figsize=(side + 1, side), facecolor="white")
+    axes = figure.subplots()
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set(xlabel="predicted", ylabel="true")
+    if count <= _MAX_NAMED:
+        labels = names or [str(number) for number in range(count)]
+        axes.set_xticks(range(count))
+        axes.set_yticks(range(count))
+        axes.set_xticklabels(labels, rotation=90, fontsize=7)
+        axes.set_yticklabels(labels, fontsize=7)
+    figure.colorbar(picture, label="share of the true class", shrink=0.8)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _save(figure, path):
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
+                        "with space") from error
