@@ -76,7 +76,7 @@ class Proposals(nn.HybridBlock):
         conventions = self._conventions
         rows = F.concat(F.broadcast_like(anchors, deltas), deltas, F.expand_dims(logits, axis=2),
                         dim=2)
-        rows = best_rows(F, rows, 8, self._pre_nms)
+        rows = best_rows(F, rows, self._pre_nms)
         corners = box.decode(F, F.slice_axis(rows, axis=2, begin=0, end=4),
                              F.slice_axis(rows, axis=2, begin=4, end=8),
                              conventions.rpn_weights, conventions)
@@ -95,16 +95,15 @@ class Proposals(nn.HybridBlock):
                         F.broadcast_mul(corners, there), dim=2)
 
 
-def best_rows(F, rows, column, count):
-    """Returns the `count` rows of (N, R, C) with the highest value in a column, best first.
+def best_rows(F, rows, count):
+    """Returns the `count` rows of (N, R, C) with the highest value in the last column, best first.
 
     Where R is less, the rest are zeros with `NO_BOX` in that column; R may be any positive number.
     """
     empty = F.zeros_like(F.slice_axis(rows, axis=1, begin=0, end=1))
     empty = F.broadcast_axis(empty, axis=1, size=count)
-    parts = [F.slice_axis(empty, axis=2, begin=0, end=1) + NO_BOX]
-    if column:
-        parts.insert(0, F.slice_axis(empty, axis=2, begin=0, end=column))
-    rows = F.concat(rows, F.concat(*parts, dim=2), dim=1)
-    scores = F.slice_axis(rows, axis=2, begin=column, end=column + 1)
+    empty = F.concat(F.slice_axis(empty, axis=2, begin=0, end=-1),
+                     F.slice_axis(empty, axis=2, begin=-1, end=None) + NO_BOX, dim=2)
+    rows = F.concat(rows, empty, dim=1)
+    scores = F.slice_axis(rows, axis=2, begin=-1, end=None)
     return box.take_rows(F, rows, F.topk(F.reshape(scores, shape=(0, -1)), k=count, axis=1))
