@@ -16,10 +16,10 @@ from mxnet import nd
 
 from gluon_resnest import cli, zoo
 from gluon_resnest.config import ClassificationRecipe, PoseRecipe
-from gluon_resnest.data.keypoints import Persons, SyntheticPersons, read_annotations
+from gluon_resnest.data.keypoints import (PARTNERS, Persons, SyntheticPersons,
+                                          read_annotations)
 from gluon_resnest.data.loader import Batch
-from gluon_resnest.data.pose_transforms import PersonCrop
-from gluon_resnest.data.keypoints import PARTNERS
+from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.engine.optim import optimizer
@@ -27,7 +27,7 @@ from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.weights import save_parameters
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.models.simple_pose import FLIP_TESTS
+from gluon_resnest.models.simple_pose import FLIP_TESTS, decode, encode
 from gluon_resnest.tasks.pose import Pose
 from gluon_resnest.tasks.pose_evaluation import coco_results, joint_sigmas, oks_ap, suppress
 
@@ -337,6 +337,26 @@ def test_true_joints_of_the_sample_have_an_ap_of_one_hundred(data_root):
     persons = read_annotations(file, file.parent)
     metrics = oks_ap(json.loads(file.read_text()), coco_results(persons, persons.joints, 0.2))
     assert metrics["ap"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("size, sigma, least", [
+    ((256, 192), 2.0, {"rounded": 99, "exact": 100}),
+    ((128, 96), 1.5, {"rounded": 91, "exact": 99})])
+def test_heat_maps_lose_little_of_true_joints(data_root, size, sigma, least):
+    """What evaluation would say of a network that draws every heat map perfectly."""
+    file = data_root / "tiny_coco/annotations/person_keypoints_val2017.json"
+    persons = read_annotations(file, file.parent)
+    crop = PersonCrop(*size, PARTNERS)
+    matrices = [crop.matrix(box) for box in persons.boxes]
+    joints = np.stack([move(own, matrix) for own, matrix in zip(persons.joints, matrices)])
+    for centre, bound in least.items():
+        maps, _ = encode(nd.array(joints), size[0] // 4, size[1] // 4, sigma,
+                         exact=centre == "exact")
+        found = np.stack([move(own, inverse(matrix))
+                          for own, matrix in zip(decode(maps.asnumpy()), matrices)])
+        ap = oks_ap(json.loads(file.read_text()), coco_results(persons, found, 0.2))["ap"]
+        print(f"{size} {centre}: OKS AP {ap:.1f}")
+        assert ap >= bound - 1e-9
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_zoo_knows_pose_names_and_refuses_what_they_do_not_have():
 
 
 @pytest.mark.parametrize("theirs, ours", [("resnest50", "resnest50"),
-                                          ("resnet50_v1b", "resnet50")])
+                                          ("resnet18_v1b", "resnet18")])
 def test_gluoncv_files_fit_and_compute_the_same(tmp_path, theirs, ours):
     gluoncv = pytest.importorskip("gluoncv")
     from gluoncv.model_zoo.simple_pose.simple_pose_resnet import SimplePoseResNet
