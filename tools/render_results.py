@@ -1,6 +1,6 @@
-"""Renders the table of recipes from the recipes themselves into recipes/README.md.
+"""Renders the tables of recipes/README.md from the recipes themselves.
 
-    python tools/render_results.py            writes the table
+    python tools/render_results.py            writes them
     python tools/render_results.py --check    exits with 2 if the file is not up to date
 """
 import argparse
@@ -14,24 +14,50 @@ TARGET = ROOT / "recipes" / "README.md"
 
 HEAD = """# Recipes
 
-One file per kind of training: a docstring, the numbers of the paper as data, one call. `--help` explains every field;
-each is a flag. A run directory can be continued by the same command. `--smoke` tries the wiring without data.
+One file per kind of training: a docstring, the numbers of the paper as data, one call. `--help` explains
+every field; each is a flag. The same command continues a run directory. `--smoke` tries the wiring
+without data.
 
-Expected values are **published** ones (source in the last column), not measurements of ours. This page is rendered by
-`python tools/render_results.py`; a test compares it with the recipes.
+Expected values are **published** ones (source in the last column), not measurements of ours. This page
+is rendered by `python tools/render_results.py`; a test compares it with the recipes.
 """
 
-CLASSIFICATION = """
-## ImageNet classification: [imagenet.py](imagenet.py)
 
-```
-horovodrun -np 64 -H HOSTS python recipes/imagenet.py --model NAME --device gpu \\
-    --rec-train train.rec --rec-val val.rec --workdir runs/NAME
-```
+def percent(value):
+    return "" if value is None else f"{value:.2f}"
 
-| `--model` | network | epochs | batch | peak lr | train px | test px | top-1 % | at 320 px | source |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-"""
+
+# File of recipes/, title, and the columns between the entry's name and its source.
+PAGES = [
+    ("imagenet", "ImageNet classification", [
+        ("network", lambda recipe: recipe.network),
+        ("epochs", lambda recipe: recipe.epochs),
+        ("batch", lambda recipe: recipe.batch),
+        ("peak lr", lambda recipe: f"{recipe.peak_lr:g}"),
+        ("train px", lambda recipe: recipe.crop_px),
+        ("test px", lambda recipe: recipe.eval_px),
+        ("top-1 %", lambda recipe: percent(recipe.expect_top1)),
+        ("at 320 px", lambda recipe: percent(recipe.expect_top1_320)),
+    ]),
+    ("deeplabv3", "Semantic segmentation", [
+        ("network", lambda recipe: recipe.network),
+        ("epochs", lambda recipe: recipe.epochs),
+        ("batch", lambda recipe: recipe.batch),
+        ("lr", lambda recipe: f"{recipe.lr:g}"),
+        ("crop", lambda recipe: recipe.crop_px),
+        ("mIoU %", lambda recipe: percent(recipe.expect_miou)),
+        ("pixel accuracy %", lambda recipe: percent(recipe.expect_pixacc)),
+    ]),
+    ("simple_pose", "Pose estimation", [
+        ("network", lambda recipe: recipe.network),
+        ("epochs", lambda recipe: recipe.epochs),
+        ("batch", lambda recipe: recipe.batch),
+        ("lr", lambda recipe: f"{recipe.lr:g}"),
+        ("crop", lambda recipe: f"{recipe.height}x{recipe.width}"),
+        ("AP with flip", lambda recipe: percent(recipe.expect_ap)),
+        ("AP without", lambda recipe: percent(recipe.expect_ap_no_flip)),
+    ]),
+]
 
 
 def recipes_of(name):
@@ -44,24 +70,25 @@ def recipes_of(name):
 
 def render():
     """Returns the text of recipes/README.md."""
-    rows = "".join(
-        f"| `{name}` | {recipe.network} | {recipe.epochs} | {recipe.batch} | {recipe.peak_lr:g} | "
-        f"{recipe.crop_px} | {recipe.eval_px} | {_percent(recipe.expect_top1)} | "
-        f"{_percent(recipe.expect_top1_320)} | {recipe.source} |\n"
-        for name, recipe in recipes_of("imagenet").items())
-    return HEAD + CLASSIFICATION + rows
+    return HEAD + "".join(_page(*page) for page in PAGES)
 
 
-def _percent(value):
-    return "" if value is None else f"{value:.2f}"
+def _page(name, title, columns):
+    titles = ["`--model`", *(column for column, _ in columns), "source"]
+    rows = [[f"`{entry}`", *(str(value(recipe)) for _, value in columns), recipe.source]
+            for entry, recipe in recipes_of(name).items()]
+    lines = [titles, ["---"] * len(titles), *rows]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"\n## {title}: [{name}.py]({name}.py)\n\n{table}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    check = parser.parse_args().check
     text = render()
-    if not parser.parse_args().check:
+    if not check:
         TARGET.write_text(text, encoding="utf-8")
     elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:
         raise UserError("recipes/README.md differs from the recipes; run "
