@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__")
-FLAGS = {"imagenet": ["--model", "resnest14"]}
+FLAGS = {"imagenet": ["--model", "resnest14"], "deeplabv3": ["--model", "shapes"]}
 
 
 def run(*words, **environ):

@@ -14,12 +14,12 @@ TARGET = ROOT / "recipes" / "README.md"
 
 HEAD = """# Recipes
 
-One file per kind of training: a docstring, the numbers of the paper as data, one call. `--help` explains
-every field; each is a flag. The same command continues a run directory. `--smoke` tries the wiring
-without data.
+One file per kind of training: a docstring, the numbers of the paper as data, one call. `--help`
+explains every field; each is a flag. The same command continues a run directory. `--smoke` tries
+the wiring without data.
 
-Expected values are **published** ones (source in the last column), not measurements of ours. This page
-is rendered by `python tools/render_results.py`; a test compares it with the recipes.
+Expected values are **published** ones (source in the last column), not measurements of ours. This
+page is rendered by `python tools/render_results.py`; a test compares it with the recipes.
 """
 
 
