@@ -65,6 +65,9 @@ def main(recipes, task_class, argv=None):
     from gluon_resnest.engine.heartbeat import reported
     with exit_on_user_error(), reported():
         recipe, run = parse(recipes, task_class, argv)
+        if run.plan is not None:
+            print(plan(recipe, run, task_class))
+            return
         try:
             execute(recipe, run, task_class)
         except FloatingPointError as error:
@@ -137,6 +140,9 @@ def _parser(recipes, task_class):
                      help="newest checkpoints to keep, besides the best (default: %(default)s)")
     run.add_argument("--test-io", type=_positive, metavar="STEPS", help="only measure how fast the "
                      "training images come, over so many steps; no network runs")
+    run.add_argument("--plan", metavar="KEY=VALUE,...", help="only print what the run will cost in "
+                     "time, memory, traffic and disk, for example "
+                     "workers=64,images_per_second=250 (docs/plan.md)")
     run.add_argument("--profile", metavar="FILE", help="write a trace of steps 6 to 15 of this run "
                      "for chrome://tracing")
     run.add_argument("--wandb", metavar="PROJECT", help="send the numbers of the log to this "
@@ -245,6 +251,16 @@ def _callbacks(recipe, run):
     return callbacks
 
 
+def plan(recipe, run, task_class):
+    """Returns the lines that say what a run will cost; trains nothing."""
+    from gluon_resnest.engine.plan import cluster_of, describe, estimate
+    if not hasattr(task_class, "workload"):
+        raise UserError(f"--plan is not offered for {task_class.__name__} yet; use a "
+                        "classification recipe")
+    cluster = cluster_of(run.plan)
+    return describe(estimate(task_class.workload(recipe, cluster), cluster))
+
+
 def measure_input(recipe, run, task, comm):
     """Measures and prints the speed of the training input; returns images per second."""
     from gluon_resnest.engine.speed import input_speed
@@ -301,7 +317,7 @@ def _claim(workdir, recipe, run):
         workdir.mkdir(parents=True, exist_ok=True)
         if not path.exists() or not started:
             from gluon_resnest import __version__
-            from gluon_resnest.engine.report import commit
+            from gluon_resnest.provenance import commit
             config.update(version=__version__, commit=commit())
             _write_text(path, json.dumps(config, indent=1) + "\n")
             return

@@ -22,6 +22,7 @@ from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.norm import few_values
 from gluon_resnest.models.norm import freeze_stages
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.tasks.workload import classification_workload
 from gluon_resnest.zoo import get_model, load_weights
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Classification:
     """
 
     main_metric = "top1"
+    workload = staticmethod(classification_workload)
 
     @staticmethod
     def add_flags(parser):
