@@ -26,7 +26,7 @@ INTERNAL = {
     "interop": {"models", "zoo", "data"},
     "zoo": {"models", "interop.weights", "interop.store"},
     "tasks": {"models", "data", "losses", "metrics", "engine", "zoo", "config",
-              "interop.analysis"},
+              "interop.analysis", "interop.weights"},
     "cli": {"config", "engine"},
     "recipes": {"cli", "config", "tasks"},
     "tools": {"cli", "config", "tasks", "interop", "data", "zoo", "recipes", "engine.plan",
