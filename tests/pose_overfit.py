@@ -45,7 +45,7 @@ def main():
     spec.loader.exec_module(recipe)
     by_heart = replace(
         recipe.PAPER, network="resnest14", source="not published: a test by heart", batch=8,
-        epochs=100, decay_epochs="70,90", scale=0.0, rotation=0.0, flip=False, remainder="fill",
+        epochs=150, decay_epochs="110,140", scale=0.0, rotation=0.0, flip=False, remainder="fill",
         height=128, width=96, sigma=1.5, centre="exact", eval_flip="none", eval_every=10,
         expect_ap=None, expect_ap_no_flip=90.0)
     file = Path(flags.workdir) / "persons.json"
