@@ -37,11 +37,15 @@ PASCAL_CONTEXT = replace(
     "epochs and lr from PyTorch-Encoding's defaults", dataset="pascal_context", classes=59,
     epochs=80, lr=0.001, expect_miou=53.19, expect_pixacc=80.41)
 
-# Drawn shapes, for trials and for the CPU: a backbone and a head of the whole family's parts.
+# Trials for the CPU, of every part of the family in small: drawn shapes with held-out pictures, and
+# a handful of images learned by heart (docs/segmentation.md).
 SHAPES = SegmentationRecipe(
-    network="deeplab_resnest14", source="this project, for trials", dataset="folder", classes=6,
-    output_stride=8, epochs=12, batch=16, lr=0.02, base_px=80, crop_px=64, scale_low=0.75,
-    scale_high=1.25, blur=0.0, eval_scales="1", eval_flip=False, eval_every=2)
+    network="deeplabplus_resnest_tiny", source="this project, for trials", dataset="folder",
+    classes=6, epochs=12, batch=16, optimizer="adam", lr=0.001, head_lr_factor=1.0, base_px=120,
+    crop_px=96, scale_low=0.75, scale_high=1.25, blur=0.0, eval_scales="1", eval_flip=False,
+    eval_rule="softmax", eval_every=3)
+BY_HEART = replace(SHAPES, dataset="ade20k", classes=150, epochs=400, batch=4, base_px=1040,
+                   crop_px=160, scale_low=1.0, scale_high=1.0, flip=False, eval_every=100)
 
 RECIPES = {
     "resnest50_ade": ADE,
@@ -88,6 +92,8 @@ RECIPES = {
         PASCAL_CONTEXT, network="fcn_resnest50_pcontext", expect_miou=51.98, expect_pixacc=79.19),
 
     "shapes": SHAPES,
+    "ade20k_sample": BY_HEART,
+    "cityscapes_sample": replace(BY_HEART, dataset="cityscapes", classes=19, base_px=1024),
 }
 
 if __name__ == "__main__":

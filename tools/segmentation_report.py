@@ -41,12 +41,14 @@ def print_table(pixels, names):
     from gluon_resnest.metrics import intersection_over_union, pixel_accuracy
     true = pixels.sum(axis=1)
     overlaps = intersection_over_union(pixels)
-    print(f"{'class':28s} {'share':>7s} {'accuracy':>9s} {'IoU':>7s}")
+    print(f"{'class':28s} {'share':>9s} {'accuracy':>9s} {'IoU':>9s}")
     for number, overlap in enumerate(overlaps):
         name = names[number] if names else str(number)
-        accuracy = f"{100 * pixels[number, number] / true[number]:9.2f}" if true[number] else " " * 9
-        shown = "      -" if np.isnan(overlap) else f"{100 * overlap:7.2f}"
-        print(f"{name[:28]:28s} {100 * true[number] / max(1, true.sum()):7.2f} {accuracy} {shown}")
+        share = true[number] / max(1, true.sum())
+        accuracy = pixels[number, number] / true[number] if true[number] else np.nan
+        cells = [f"{100 * value:9.2f}" if np.isfinite(value) else " " * 8 + "-"
+                 for value in (share, accuracy, overlap)]
+        print(f"{name[:28]:28s}", *cells)
     print(f"mIoU {100 * np.nanmean(overlaps):.2f} %, pixel accuracy "
           f"{100 * pixel_accuracy(pixels):.2f} %")
 
