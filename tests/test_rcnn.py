@@ -354,6 +354,21 @@ def test_deformable_stages_are_inside_split_attention():
     assert found[0].offset.weight.grad().asnumpy().any()
 
 
+def test_what_infers_is_fused_also_where_training_is_composed(tmp_path):
+    net = get_model("resnest_tiny", deform_stages=(4,), classes=4, dropblock=0.0)
+    initialize(net)
+    set_deformable_form(net, "composed")
+    net.hybridize()
+    x = nd.random.normal(shape=(1, 3, 64, 64))
+    with autograd.record():
+        net(x).sum().backward()     # the fused form has no gradient on a CPU
+    net(x)
+    net.export(str(tmp_path / "net"))
+    graph = (tmp_path / "net-symbol.json").read_text()
+    assert "_contrib_ModulatedDeformableConvolution" in graph
+    assert "_contrib_DeformableConvolution" not in graph
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: small("retina"), "detector family must be one of faster_rcnn"),
     (lambda: small(box_head="3fc"), "box head must be one of 2fc, 4conv1fc"),

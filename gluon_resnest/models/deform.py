@@ -1,4 +1,6 @@
 """Modulated deformable convolution, DCNv2 (Zhu et al. 2019), in place of a 3x3 convolution."""
+import contextlib
+
 from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError, check_choice
@@ -96,8 +98,8 @@ class DeformableConv2D(nn.HybridBlock):
 def set_deformable_form(net, form):
     """Sets the form, see `DeformableConv2D.set_form`, of every deformable convolution in a net.
 
-    Graphs that were traced before are dropped. Training on a CPU needs "composed"; exports and
-    GPUs want "fused". Both have the same parameters.
+    Graphs that were traced before are dropped. Training on a CPU needs "composed", GPUs want
+    "fused"; `fused_deformables` makes exports fused. Both have the same parameters.
     """
     check_choice("form of deformable convolutions", form, FORMS)
 
@@ -108,3 +110,18 @@ def set_deformable_form(net, form):
             block._clear_cached_op()
 
     net.apply(update)
+
+
+@contextlib.contextmanager
+def fused_deformables(net):
+    """Traces and computes `net` with the fused form while the context lasts, for inference."""
+    layers = []
+    net.apply(lambda block: layers.append(block) if isinstance(block, DeformableConv2D) else None)
+    saved = [layer._form for layer in layers]
+    for layer in layers:
+        layer._form = "fused"
+    try:
+        yield
+    finally:
+        for layer, form in zip(layers, saved):
+            layer._form = form

@@ -2,6 +2,7 @@
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 
+from gluon_resnest.models.deform import fused_deformables
 from gluon_resnest.models.dropblock import without_dropblock
 from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 
@@ -44,7 +45,7 @@ class TwoGraphs(nn.HybridBlock):
     def _get_graph(self, *args):
         if self._tracing_training:
             return super()._get_graph(*args)
-        with without_dropblock(self), plain_batch_norm(self):
+        with without_dropblock(self), plain_batch_norm(self), fused_deformables(self):
             return super()._get_graph(*args)
 
     def _clear_cached_op(self):

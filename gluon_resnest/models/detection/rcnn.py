@@ -102,9 +102,9 @@ class RCNN(TwoGraphs):
         classes = tuple(classes)
         reuse = reuse_weights or {}
         reuse = dict(reuse) if isinstance(reuse, dict) else {name: name for name in reuse}
-        for name, known in [*zip(reuse, [classes] * len(reuse)),
-                            *zip(reuse.values(), [self.classes] * len(reuse))]:
-            check_choice("class to reuse", name, known)
+        for names, known in ((reuse, classes), (reuse.values(), self.classes)):
+            for name in names:
+                check_choice("class to reuse", name, known)
         sources = [self.classes.index(reuse[name]) if name in reuse else None for name in classes]
         for stage in self.stages:
             old = stage.predictor
