@@ -9,8 +9,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd
 
-from gluon_resnest.data import color, keypoints
+from gluon_resnest.data import color
 from gluon_resnest.data import images as image_files
+from gluon_resnest.data import keypoints
 from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError
