@@ -238,6 +238,8 @@ def test_an_im2rec_list_is_packed_with_its_own_indices(tree, tmp_path):
     ("x\t1\ta.jpg\n", "line 1 of"),
     ("0\tcat\ta.jpg\n", "line 1 of"),
     ("0\tnan\ta.jpg\n", "line 1 of"),
+    ("0\t16777216\ta.jpg\n1\t16777217\tb.jpg\n", "line 2 of .* has a label beyond 16777216"),
+    ("0\t1e39\ta.jpg\n", "line 1 of .* has a label beyond"),
     ("-1\t0\ta.jpg\n", "line 1 of"),
     ("0\t1\t\n", "line 1 of"),
     ("0\t1\ta.jpg\n1\t1\tb.jpg\n0\t1\tc.jpg\n", "lines 1 and 3 of .* the same index 0"),
@@ -290,6 +292,23 @@ def test_arguments_that_do_not_serve_are_refused(make, message, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize("file, before", [("0.jpg", 0), ("1.jpg", 1)])
+def test_what_stopped_at_a_broken_image_continues_without_it(tmp_path, file, before):
+    tree = write_tree(tmp_path / "pictures", classes=("ant",), each=3)
+    (tree / "ant" / file).write_bytes(b"no image")
+    with pytest.raises(UserError, match="leave such images out with --skip-broken"):
+        pack_folder(tree, tmp_path / "a.rec")
+    assert pack_folder(tree, tmp_path / "a.rec", skip_broken=True) == (2, before, (f"ant/{file}",))
+
+
+def test_a_file_with_images_left_out_is_not_one_of_all_images(tmp_path):
+    tree = write_tree(tmp_path / "pictures", classes=("ant",), each=2)
+    (tree / "ant/0.jpg").write_bytes(b"no image")
+    pack_folder(tree, tmp_path / "a.rec", skip_broken=True)
+    with pytest.raises(UserError, match="made from other images or options"):
+        pack_folder(tree, tmp_path / "a.rec")
 
 
 def test_nothing_readable_packs_nothing(tmp_path):

@@ -19,6 +19,7 @@ from gluon_resnest.data.recordio import RecordWriter, sidecar, write_whole
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError
 
+_MAX_LABEL = 1 << 24            # labels are float32, which counts no further
 _CHUNK = 16                                                   # images a process gets at a time
 
 
@@ -87,6 +88,10 @@ def list_items(path):
         except ValueError:
             raise UserError(f"line {number} of {path} should be an index, a tab, a label, a tab "
                             f"and a path, got {line[:60]!r}") from None
+        if max(map(abs, labels)) > _MAX_LABEL:
+            raise UserError(f"line {number} of {path} has a label beyond {_MAX_LABEL}, which a "
+                            f"record file cannot hold exactly, got {line[:60]!r}; number the "
+                            f"classes from 0")
         if key in lines_of:
             raise UserError(f"lines {lines_of[key]} and {number} of {path} have the same index "
                             f"{key}, expected a different one for each image")
@@ -128,7 +133,7 @@ def pack(items, root, rec, options=PackOptions(), *, class_names=None, processes
         items = [items[number] for number in order]
     recipe = _recipe(items, options, class_names, skip_broken)
     with _writing(rec):
-        if _is_done(rec, recipe):
+        if _is_done(rec, recipe, _recipe(items, options, class_names, False)):
             lines = len(sidecar(rec, ".idx").read_text().splitlines())
             return Summary(lines, lines, ())
         with RecordWriter(rec, resume=True) as writer:
@@ -206,16 +211,21 @@ def _recipe(items, options, class_names, skip_broken):
                            list_sha256=listed.hexdigest()), indent=1) + "\n"
 
 
-def _is_done(rec, recipe):
-    """Tells whether REC is there as wanted; makes sure that what is there belongs to `recipe`."""
+def _is_done(rec, recipe, strict):
+    """Tells whether REC is there as wanted; makes sure that what is there belongs to `recipe`.
+
+    `strict` is the recipe that stops at a broken image: what it packed, ours would have too.
+    """
     recipe_file, partial = sidecar(rec, ".pack.json"), Path(f"{rec}.partial")
-    same = recipe_file.is_file() and recipe_file.read_text() == recipe
+    found = recipe_file.read_text() if recipe_file.is_file() else None
     for file in (Path(rec), partial):
-        if file.exists() and not same:
+        if file.exists() and found not in (recipe, strict):
             raise UserError(f"{file} is there already, made from other images or options; choose "
                             f"another name, or delete it")
+    if Path(rec).exists():
+        return True
     write_whole(recipe_file, recipe)
-    return Path(rec).exists()
+    return False
 
 
 def _position_after(keys, items, rec):
