@@ -12,7 +12,7 @@ from typing import Optional, Tuple, Union
 
 import mxnet as mx
 
-from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.errors import UserError, check_count, nearest
 from gluon_resnest.interop.weights import load_backbone, load_parameters
 from gluon_resnest.models.baselines import (
     ResNet, ResNetArchitecture, SelectiveKernel, SqueezeExcitation)
@@ -241,6 +241,8 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
       UserError: if the name is unknown or an argument does not fit.
     """
     name = name.lower()
+    check_count("classes", classes)
+    check_count("in_channels", in_channels)
     spelled = parse_name(name)
     if spelled and _is_ours(spelled.backbone):
         _refuse_given(f"{name!r} is a segmentation network, which has no", dict(
@@ -388,7 +390,12 @@ def _from_gluoncv(name, *, theirs, ours):
     if name not in model_zoo.get_model_list():
         return variant(name)
     _refuse_given(f"{name!r} is a network of GluonCV's, which knows no", ours)
-    return model_zoo.get_model(name, **_given(theirs))
+    try:
+        return model_zoo.get_model(name, **_given(theirs))
+    except OSError as error:
+        raise UserError(f"GluonCV's {name!r} needs a file that GluonCV cannot fetch "
+                        f"({type(error).__name__}); put it into GluonCV's folder of weights"
+                        ) from error
 
 
 def _refuse_given(sentence, options):

@@ -250,6 +250,9 @@ def test_the_tool_prints_draws_and_compares(tmp_path, capsys):
     ([], "give either NAME or --compare A B"),
     ([TINY, "--compare", TINY, TINY], "give either NAME or --compare A B"),
     (["--compare", TINY, TINY, "--draw", "a.png"], "--draw draws one network"),
+    ([TINY, "--batch", "0"], "batch must be a whole number from 1"),
+    ([TINY, "--batch", "1000000000000"], "batch must be a whole number from 1"),
+    ([TINY, "--classes", "0"], "classes must be a whole number from 1"),
     ([TINY, "--size", "ax3"], "--size must be HxW"),
     ([TINY, "--draw", "net.txt"], "cannot draw 'net.txt'"),
     (["resnset50"], "or 'resnest50'?")])
@@ -280,3 +283,10 @@ def test_the_renderer_refuses_a_folder_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool("render_model_zoo").main(["--out", str(tmp_path / "none")])
     assert "--out must be an existing folder" in capsys.readouterr().err
+
+
+def test_the_renderer_says_where_it_cannot_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo_page, "render_page", lambda: "")
+    (tmp_path / zoo_page.PAGE).mkdir()
+    with pytest.raises(UserError, match="cannot write into .*; choose a writable folder"):
+        zoo_page.write_page(tmp_path)

@@ -218,6 +218,12 @@ def test_an_operator_that_no_reader_knows_is_refused_when_writing(tmp_path):
         export.export_classifier(net, tmp_path / "x", CARD)
 
 
+@pytest.mark.parametrize("prefix", ["", "."])
+def test_a_prefix_without_a_name_is_refused(exported, prefix):
+    with pytest.raises(UserError, match="names no files; give a path such as deploy/r50"):
+        export.export_classifier(exported[0], prefix, CARD)
+
+
 def test_an_unwritable_place_is_one_sentence(exported, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*choose a prefix in a writable folder"):

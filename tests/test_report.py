@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from gluon_resnest.engine import report
 from gluon_resnest.engine.comm import Comm
-from gluon_resnest.engine.report import (RunLog, commit, draw_curves, machine, read_log, verdict,
-                                         write_result)
+from gluon_resnest.engine.report import (
+    RunLog, draw_curves, machine, read_log, verdict, write_result)
 from gluon_resnest.errors import MissingExtra, UserError
 
 
@@ -207,17 +206,3 @@ def test_machine_names_no_host_and_no_path():
     assert list(facts) == ["cpu", "cores", "memory_gib", "gpus", "python", "mxnet", "numpy"]
     assert os.uname().nodename not in json.dumps(facts).split() and "/" not in json.dumps(facts)
     assert facts["cores"] >= 1 and facts["memory_gib"] > 0
-
-
-def test_commit_is_that_of_the_checkout():
-    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", commit())
-
-
-def test_commit_is_unknown_where_there_is_no_git(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert commit() == "unknown"
-
-
-def test_commit_is_unknown_outside_of_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "gluon_resnest/engine/report.py"))
-    assert commit() == "unknown"

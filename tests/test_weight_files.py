@@ -14,8 +14,8 @@ import pytest
 from torch_bytes import GRID
 
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop import checkpoints
 from gluon_resnest.interop.checkpoints import read_weights, write_weights
+from gluon_resnest.provenance import sha256
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -106,7 +106,7 @@ def test_reading_inverts_writing(small, container):
 def test_equal_weights_give_equal_files(small, tmp_path, container):
     again = str(tmp_path / "again")
     write_weights(again, read_weights(small[container]).tensors, container, {})
-    assert checkpoints.sha256(again) == checkpoints.sha256(small[container])
+    assert sha256(again) == sha256(small[container])
 
 
 def test_written_params_are_those_of_mxnet(small):
@@ -115,10 +115,10 @@ def test_written_params_are_those_of_mxnet(small):
 
 
 def test_a_failed_write_leaves_the_old_file(small):
-    before = checkpoints.sha256(small["torch"])
+    before = sha256(small["torch"])
     with pytest.raises(UserError, match="takes float32 and int64"):
         write_weights(small["torch"], {"x": GRID.astype(np.float64)}, "torch", {})
-    assert checkpoints.sha256(small["torch"]) == before
+    assert sha256(small["torch"]) == before
     assert not [name for name in os.listdir(os.path.dirname(small["torch"])) if name[0] == "."]
 
 

@@ -14,6 +14,7 @@ import os
 
 from gluon_resnest.errors import UserError, exit_on_user_error
 from gluon_resnest.interop import checkpoints, convert
+from gluon_resnest.provenance import sha256
 
 CONTAINERS = {".params": "params", ".pth": "torch", ".pt": "torch", ".safetensors": "safetensors"}
 # What --to takes: the layout of the names; the container follows the suffix.
@@ -68,7 +69,7 @@ def main(argv=None):
     args = parse_args(argv)
     layout, container = target_of(args.target, args.to)
     file = checkpoints.read_weights(args.source, ema=args.ema)
-    source_hash = checkpoints.sha256(args.source)
+    source_hash = sha256(args.source)
     print(f"read      {args.source} ({file.container}), {len(file.tensors)} tensors")
     print(f"sha256    {source_hash}")
     for note in file.notes:
@@ -89,7 +90,7 @@ def main(argv=None):
     checkpoints.write_weights(args.target, convert.from_gluon(done.tensors, layout), container, {
         "model": done.model, "layout": layout, "source_sha256": source_hash})
     print(f"wrote     {args.target} (layout {layout}, {container})")
-    print(f"sha256    {checkpoints.sha256(args.target)}")
+    print(f"sha256    {sha256(args.target)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import operator
 
 import numpy as np
 
-from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.errors import UserError, check_choice
 
 ORDERS = ("global", "shards")
 REMAINDERS = ("fill", "discard")
@@ -77,8 +77,8 @@ class TrainPlan:
 
     def __init__(self, length, batch, rank, size, seed, order="global", remainder="fill"):
         _check_worker(rank, size)
-        _check_choice("order", order, ORDERS)
-        _check_choice("remainder", remainder, REMAINDERS)
+        check_choice("order", order, ORDERS)
+        check_choice("remainder", remainder, REMAINDERS)
         if length < 1:
             raise UserError("expected a training set with at least one sample, got an empty one; "
                             "check the path of the training data")
@@ -168,9 +168,3 @@ def _cached(permutation):
 def _check_worker(rank, size):
     if not 0 <= rank < size:
         raise UserError(f"expected a worker number from 0 to {size - 1}, got {rank}")
-
-
-def _check_choice(name, value, known):
-    if value not in known:
-        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}"
-                        f"{nearest(value, known)}")

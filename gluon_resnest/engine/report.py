@@ -11,12 +11,12 @@
 import json
 import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 
 from gluon_resnest.engine.progress import displays
 from gluon_resnest.errors import MissingExtra, UserError
+from gluon_resnest.provenance import commit
 
 LOG, RESULT, CURVES, TENSORBOARD = "log.jsonl", "result.json", "curves.png", "tensorboard"
 
@@ -159,7 +159,7 @@ def draw_curves(workdir):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("matplotlib", "dev") from error
+        raise MissingExtra("matplotlib") from error
     lines = read_log(Path(workdir) / LOG)
     panels = {"loss": {}, "learning rate": {}, "metric": {}}
     for line in lines:
@@ -211,22 +211,6 @@ def verdict(measured, expected, tolerance):
         return "no target"
     rounding = 1e-9                 # 81.04 - 0.3 is a little more than 80.74
     return "reached" if measured >= expected - (tolerance or 0.0) - rounding else "missed"
-
-
-def commit():
-    """Returns the git commit of this package's checkout, with "+changes" if it has some."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return "unknown"
-    try:
-        git = ["git", "-C", str(folder)]
-        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True,
-                              text=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"],
-                                 capture_output=True, check=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return name + ("+changes" if changed else "")
 
 
 def machine():

@@ -10,7 +10,7 @@ from typing import Optional, Tuple
 
 import mxnet as mx
 
-from gluon_resnest.errors import UserError
+from gluon_resnest.errors import UserError, check_count
 from gluon_resnest.interop import operators
 from gluon_resnest.models.dropblock import without_dropblock
 
@@ -134,8 +134,8 @@ def analyze(net, size=(224, 224), *, batch=1, in_channels=3):
       UserError: if the network cannot take such images.
     """
     shape = (batch, in_channels, *size)
-    if min(shape) < 1:
-        raise UserError(f"batch, channels, height and width must be at least 1, got {shape}")
+    for what, value in zip(("batch", "channels", "height", "width"), shape):
+        check_count(what, value)
     symbol = trace(net)
     internals = symbol.get_internals()
     try:

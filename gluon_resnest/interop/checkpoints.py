@@ -11,7 +11,6 @@ params      MXNet's .params (structural names of Gluon, or `arg:`/`aux:` names o
 =========== ==================================================================================
 """
 import contextlib
-import hashlib
 import io
 import os
 import struct
@@ -200,12 +199,3 @@ def _replacing(path):
         temporary = os.path.join(folder, os.path.basename(path))
         yield temporary
         os.replace(temporary, path)
-
-
-def sha256(path: str) -> str:
-    """Computes the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,7 +7,6 @@
 The files may come from anybody: all three are checked before MXNet sees them.
 """
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Optional, Tuple
 import mxnet as mx
 import numpy as np
 
-from ..data import color
-from ..data.transforms import PROTOCOLS
-from ..errors import UserError, nearest
-from .graph import read_graph
-from .weights import read_params
+from gluon_resnest.data import color
+from gluon_resnest.data.transforms import PROTOCOLS
+from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.interop.graph import read_graph
+from gluon_resnest.interop.weights import read_params
+from gluon_resnest.provenance import sha256
 
 FORMAT = 1
 INPUT = "data"
@@ -45,7 +45,7 @@ class Card:
         fills it in.
       mean, std: of the normalisation, RGB, of values in 0..1.
       class_names: one name a class, or None.
-      commit: of the source that exported, or "".
+      commit: of the source that exported; see `provenance.commit`.
       sha256: {"symbol": hex, "params": hex} of the two files, or None for a net that has none.
     """
 
@@ -116,15 +116,6 @@ class Card:
 def paths(prefix):
     """Returns the paths of graph, parameters and card of an exported pair."""
     return tuple(Path(f"{prefix}{ending}") for ending in ("-symbol.json", "-0000.params", ".json"))
-
-
-def sha256(file):
-    """Returns the SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        for chunk in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def read_card(prefix):

@@ -24,7 +24,7 @@ def check_picture(path):
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MissingExtra("matplotlib", "train") from None
+        raise MissingExtra("matplotlib") from None
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
         raise UserError(f"cannot write {str(path)!r}; choose a file in an existing, writable "
                         "folder")

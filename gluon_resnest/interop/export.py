@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import subprocess
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,12 +15,13 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd
 
-from ..data.transforms import PROTOCOLS
-from ..errors import UserError
-from ..models.dropblock import DropBlock
-from . import deployed
-from .deployed import INPUT
-from .graph import BadGraph, parse_graph
+from gluon_resnest.data.transforms import PROTOCOLS
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import deployed
+from gluon_resnest.interop.deployed import INPUT
+from gluon_resnest.interop.graph import BadGraph, parse_graph
+from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.provenance import commit, sha256
 
 # Largest difference of logits, relative to the largest logit, between the net and its files. They
 # repeat the net's operators, so that less than this is seen; trials gave exactly 0.
@@ -67,6 +67,9 @@ def export_network(net, prefix, card):
     mx.nd.waitall()     # running statistics may still be on their way
     graph, arrays = trace(net)
     prefix = Path(prefix)
+    if not prefix.name:
+        raise UserError(f"the prefix {str(prefix)!r} names no files; give a path such as "
+                        "deploy/r50, with which their names begin")
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{prefix.name}.", dir=prefix.parent) as folder:
@@ -74,8 +77,8 @@ def export_network(net, prefix, card):
             symbol_file, params_file, card_file = deployed.paths(aside)
             symbol_file.write_text(graph.to_json(), encoding="utf-8")
             mx.nd.save(str(params_file), arrays)
-            sums = {"symbol": deployed.sha256(symbol_file), "params": deployed.sha256(params_file)}
-            card = dataclasses.replace(card, commit=_commit(), sha256=sums)
+            sums = {"symbol": sha256(symbol_file), "params": sha256(params_file)}
+            card = dataclasses.replace(card, commit=commit(), sha256=sums)
             card_file.write_text(card.to_json(), encoding="utf-8")
             deployed.load_pair(aside, card)
             verify(net, aside, *card.input_shape[2:])
@@ -220,13 +223,3 @@ def _nothing_dropped(net):
     finally:
         for block, probability in zip(found, probabilities):
             block.set_drop_prob(probability)
-
-
-def _commit():
-    """Returns the commit of the source tree this package lies in, or "" outside of one."""
-    try:
-        run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, timeout=10,
-                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return run.stdout.decode().strip()

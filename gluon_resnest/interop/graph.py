@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Tuple
 
-from ..errors import UserError, nearest
+from gluon_resnest.errors import UserError, nearest
 
 MAX_BYTES = 16 << 20
 MAX_NODES = 20_000          # ResNeSt-269 has about 5000; MXNet needs seconds for 200 000

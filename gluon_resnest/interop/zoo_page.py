@@ -5,7 +5,7 @@ from collections import namedtuple
 from pathlib import Path
 
 from gluon_resnest import zoo
-from gluon_resnest.errors import MissingExtra
+from gluon_resnest.errors import MissingExtra, UserError
 from gluon_resnest.interop import published
 from gluon_resnest.interop.analysis import analyze
 from gluon_resnest.models.resnest import Architecture
@@ -48,10 +48,18 @@ Point = namedtuple("Point", "series label gmacs params top1")
 
 
 def write_page(folder):
-    """Writes the page and its plot into `folder`."""
+    """Writes the page and its plot into `folder`.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
     folder = Path(folder)
-    (folder / PAGE).write_text(render_page(), encoding="utf-8")
-    draw_plot(folder / PLOT)
+    try:
+        (folder / PAGE).write_text(render_page(), encoding="utf-8")
+        draw_plot(folder / PLOT)
+    except OSError as error:
+        raise UserError(f"cannot write into {str(folder)!r}: {error.strerror}; choose a writable "
+                        "folder with space") from error
 
 
 def render_page():
@@ -220,7 +228,7 @@ def draw_plot(path):
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingExtra("matplotlib", "train") from None
+        raise MissingExtra("matplotlib") from None
     drawn = points()
     figure = Figure(figsize=(12.5, 5.6), facecolor="white")
     panels = figure.subplots(1, 2, sharey=True)

@@ -1,0 +1,60 @@
+"""errors: what a command says and how it ends."""
+import subprocess
+import sys
+
+import pytest
+
+from gluon_resnest.errors import MissingExtra, UserError, check_choice, check_count
+
+COMMAND = """
+import sys
+from gluon_resnest.errors import UserError, exit_on_user_error
+with exit_on_user_error():
+    {body}
+"""
+
+
+def ended(body, *, read=True):
+    """Returns (exit code, errors) of a command whose output is read, or whose reader has left."""
+    process = subprocess.Popen([sys.executable, "-c", COMMAND.format(body=body)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not read:
+        process.stdout.close()
+        process.stdout = None
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_a_user_error_is_one_line_and_exit_code_2():
+    assert ended("raise UserError('no such thing')") == (2, "error: no such thing\n")
+
+
+@pytest.mark.parametrize("body", ["print('short')", "print('long ' * 100000)"])
+def test_a_reader_that_leaves_early_ends_the_command_quietly(body):
+    assert ended(body) == (0, "")
+    assert ended(body, read=False) == (141, "")
+
+
+def test_a_broken_pipe_that_is_not_the_output_stays_an_error():
+    code, errors = ended("raise BrokenPipeError('a worker')")
+    assert code == 1 and "BrokenPipeError: a worker" in errors
+
+
+def test_any_other_error_shows_its_traceback():
+    code, errors = ended("1 / 0")
+    assert code == 1 and "ZeroDivisionError" in errors
+
+
+def test_a_missing_library_names_what_to_install():
+    assert "pip install 'gluon-resnest[coco]'" in str(MissingExtra("pycocotools", "coco"))
+    assert "pip install matplotlib" in str(MissingExtra("matplotlib"))
+
+
+def test_choices_and_counts_are_checked():
+    check_choice("order", "global", ("global", "shards"))
+    check_count("classes", 1)
+    with pytest.raises(UserError, match="order must be one of global, shards, got 'globl'; did"):
+        check_choice("order", "globl", ("global", "shards"))
+    for wrong in (0, -1, 1 << 31, 2.0, "3", None):
+        with pytest.raises(UserError, match="classes must be a whole number from 1 to 2147483647"):
+            check_count("classes", wrong)

@@ -1,0 +1,26 @@
+"""provenance: the commit of a checkout, checksums of files."""
+import hashlib
+import re
+
+from gluon_resnest import provenance
+from gluon_resnest.provenance import commit, sha256
+
+
+def test_commit_is_that_of_the_checkout():
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", commit())
+
+
+def test_commit_is_unknown_where_there_is_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"
+
+
+def test_commit_is_unknown_outside_of_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "gluon_resnest/provenance.py"))
+    assert commit() == "unknown"
+
+
+def test_sha256_is_that_of_all_blocks(tmp_path):
+    content = bytes(range(256)) * 5000          # more than one block of 2 ** 20
+    (tmp_path / "f").write_bytes(content)
+    assert sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
