@@ -30,7 +30,7 @@ INTERNAL = {
     "cli": {"config", "engine"},
     "recipes": {"cli", "config", "tasks"},
     "tools": {"cli", "config", "tasks", "interop", "data", "zoo", "recipes", "engine.plan",
-              "__init__"},
+              "__init__", "metrics"},
 }
 
 # Part -> the libraries it may import at module level.

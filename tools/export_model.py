@@ -86,10 +86,9 @@ def segmentation_of(flags):
     from gluon_resnest import cli
     from gluon_resnest.interop import segmentation, trained
     from gluon_resnest.interop.weights import load_parameters
-    from gluon_resnest.models.segmentation import parse_name
     from gluon_resnest.tasks import trained_run
     names = None
-    if flags.model is not None and parse_name(flags.model):
+    if flags.model is not None and segmentation.is_segmenter(flags.model):
         net, card = segmentation.from_zoo(flags.model, flags.weights)
     elif flags.run and trained_run.kind_of_run(flags.run) == "SegmentationRecipe":
         net, recipe = trained_run.open_segmentation_run(flags.run)

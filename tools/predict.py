@@ -123,14 +123,13 @@ def tell_poses(predictor, flags, files):
 def load_segmentation(flags):
     """Returns the SegmentationPredictor that the flags mean, or None if they mean another one."""
     from gluon_resnest.interop import deployed, segmentation, trained
-    from gluon_resnest.models.segmentation import parse_name
     exported = deployed.paths(flags.network)[0].exists()
     if exported and deployed.task_of(flags.network) == segmentation.TASK:
         if flags.weights:
             raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
                             "exported pair; leave it out")
         net, card = None, segmentation.read_card(flags.network)
-    elif not exported and parse_name(flags.network):
+    elif not exported and segmentation.is_segmenter(flags.network):
         net, card = segmentation.from_zoo(flags.network, flags.weights)
     else:
         return None

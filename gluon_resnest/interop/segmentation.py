@@ -127,6 +127,11 @@ def read_card(prefix):
     return card
 
 
+def is_segmenter(name):
+    """Returns whether a name spells a segmentation network, {head}_{backbone}[_{data set}]."""
+    return parse_name(name) is not None
+
+
 def from_zoo(name, weights):
     """Builds a segmentation network of the zoo, without its auxiliary head.
 
