@@ -21,7 +21,7 @@ EXTRAS = {
     "gluoncv": ["gluoncv==0.10.5.post0"],
     "coco": ["pycocotools>=2.0.7"],
     "onnx": ["onnx==1.14.1", "onnxruntime>=1.19,<1.21"],
-    "convert": ["safetensors"],
+    "convert": [],                   # the readers of foreign weights are our own
     "wandb": ["wandb"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "flake8", "isort", "scikit-learn",
             "tensorboard"],

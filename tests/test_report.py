@@ -170,7 +170,7 @@ def test_curves_of_a_run_without_a_line_are_empty(tmp_path):
 
 def test_curves_need_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtra, match=r"matplotlib is needed here .*gluon-resnest\[dev\]"):
+    with pytest.raises(MissingExtra, match=r"matplotlib is needed here .*pip install matplotlib"):
         draw_curves(tmp_path)
 
 

@@ -1,7 +1,8 @@
 """What the papers print about the networks of their tables, as data; nothing here is measured."""
 from collections import namedtuple
 
-PAPER, EFFICIENTNET = "ResNeSt paper", "Tan and Le 2019, table 2"
+# The second names its version: the first one printed other accuracies.
+PAPER, EFFICIENTNET = "ResNeSt paper", "Tan and Le 2019 (arXiv 1905.11946v5), table 2"
 
 # A printed row. model: zoo name, or None where only the numbers are known here; params in 1e6 and
 # gmacs in 1e9 as printed (there called FLOPs), top1 in per cent at crop_px; None: not printed.
