@@ -62,6 +62,7 @@ class Update:
         if foreign:
             raise ValueError(f"the trainer updates {foreign[0]!r}, which the network does not own")
         self._names = [structural[id(parameter)] for parameter in trainer._params]
+        self._settles = True
         if parts > 1:
             for parameter in self._trained():
                 parameter.grad_req = "add"
@@ -82,6 +83,12 @@ class Update:
             self._average.start()
         scale = self._scaler.scale if self._scaler is not None else 1.0
         terms = self._propagate(losses, batch, scale / self._parts)
+        if self._settles:
+            # Inference on a CPU leaves weights in oneDNN's layout, the next training pass puts
+            # them back some time later, and nag_mom_update computes another last bit in the one
+            # than in the other: it reads a weight after, or before, having written it.
+            mx.nd.waitall()
+            self._settles = False
         self._trainer.allreduce_grads()
         gradients = [parameter.grad() for parameter in self._trained()]
         if self._scaler is None or self._scaler.accepts(gradients):
@@ -96,6 +103,7 @@ class Update:
     def averaged(self):
         """Returns a context in which the network holds what is evaluated, saved and deployed:
         the average of its weights if there is one, else the weights."""
+        self._settles = True
         return self._average.swapped() if self._average is not None else contextlib.nullcontext()
 
     def state(self):
