@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gluon_resnest.data import keypoints
-from gluon_resnest.data.keypoints import (JOINTS, PARTNERS, SKELETON, PersonDataset,
-                                          SyntheticPersons, clip, read_annotations,
-                                          read_detections)
+from gluon_resnest.data.keypoints import (
+    JOINTS, PARTNERS, SKELETON, PersonDataset, SyntheticPersons, clip, read_annotations,
+    read_detections)
 from gluon_resnest.data.pose_transforms import PersonCrop, crop_matrix, inverse, mirror, move
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mxnet import gluon, nd
 
 from gluon_resnest.engine.comm import Comm
-from gluon_resnest.engine.optim import (Cosine, Poly, Steps, decays, optimizer, scaled_lr,
-                                        set_multipliers)
+from gluon_resnest.engine.optim import (
+    Cosine, Poly, Steps, decays, optimizer, scaled_lr, set_multipliers)
 from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 
