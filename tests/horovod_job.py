@@ -16,7 +16,8 @@ def launch(workers, script, folder, *, timeout=180):
       (exit code, output of all, [each worker's JSON, or None]).
     """
     command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(workers),
-               "-H", f"localhost:{workers}", "--start-timeout", "120", sys.executable, str(script), str(folder)]
+               "-H", f"localhost:{workers}", "--start-timeout", "120", sys.executable, str(script),
+               str(folder)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
     with open(Path(folder) / "output", "w+") as output:
         job = subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT,

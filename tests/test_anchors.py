@@ -8,8 +8,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection.anchors import base_anchors, grid_anchors
-from gluon_resnest.models.detection.conventions import (DETECTRON2, GLUONCV, MMDETECTION,
-                                                        conventions)
+from gluon_resnest.models.detection.conventions import DETECTRON2, GLUONCV, MMDETECTION, conventions
 
 
 def slow_anchors(height, width, stride, size, convention):

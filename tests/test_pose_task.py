@@ -16,8 +16,7 @@ from mxnet import nd
 
 from gluon_resnest import cli, zoo
 from gluon_resnest.config import ClassificationRecipe, PoseRecipe
-from gluon_resnest.data.keypoints import (PARTNERS, Persons, SyntheticPersons,
-                                          read_annotations)
+from gluon_resnest.data.keypoints import PARTNERS, Persons, SyntheticPersons, read_annotations
 from gluon_resnest.data.loader import Batch
 from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.engine.checkpoint import Checkpoints, State

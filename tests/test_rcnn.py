@@ -9,8 +9,8 @@ from gluon_resnest import get_model, list_models
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.deform import DeformableConv2D, set_deformable_form
 from gluon_resnest.models.detection import boxes as box
-from gluon_resnest.models.detection.build import (COCO_CLASSES, FAMILIES, NAMES, Norms, detector,
-                                                  freeze_stages, parse, rcnn)
+from gluon_resnest.models.detection.build import (
+    COCO_CLASSES, FAMILIES, NAMES, Norms, detector, freeze_stages, parse, rcnn)
 from gluon_resnest.models.detection.conventions import DETECTRON2, MMDETECTION, conventions
 from gluon_resnest.models.detection.targets import Objects
 from gluon_resnest.models.resnest import initialize

@@ -7,10 +7,9 @@ from mxnet import autograd, nd
 from mxnet.gluon import nn
 
 from gluon_resnest.models.detection.conventions import DETECTRON2, GLUONCV
-from gluon_resnest.models.detection.losses import (Loss, box_losses, mask_loss, rpn_losses,
-                                                   smooth_l1)
-from gluon_resnest.models.detection.roi_heads import (BoxHead, BoxPredictor, BoxStage, MaskHead,
-                                                      keep_rows)
+from gluon_resnest.models.detection.losses import Loss, box_losses, mask_loss, rpn_losses, smooth_l1
+from gluon_resnest.models.detection.roi_heads import (
+    BoxHead, BoxPredictor, BoxStage, MaskHead, keep_rows)
 from gluon_resnest.models.detection.roi_pooling import RoIPooling
 from gluon_resnest.models.norm import norm_layer
 

@@ -11,8 +11,8 @@ from gluon_resnest.interop.weights import load_parameters
 from gluon_resnest.losses import JointHeatmapLoss
 from gluon_resnest.models import simple_pose
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.models.simple_pose import (decode, encode, mirror_heatmaps, mirror_joints,
-                                              predict_joints)
+from gluon_resnest.models.simple_pose import (
+    decode, encode, mirror_heatmaps, mirror_joints, predict_joints)
 
 
 def everywhere(height, width, step=0.37):

@@ -8,8 +8,8 @@ from gluon_resnest.models.detection import boxes as box
 from gluon_resnest.models.detection.conventions import DETECTRON2
 from gluon_resnest.models.detection.matching import IGNORED, NEGATIVE, POSITIVE, match
 from gluon_resnest.models.detection.sampling import fill, subsample
-from gluon_resnest.models.detection.targets import (Objects, anchor_targets, mask_rois,
-                                                    relabelled, roi_targets)
+from gluon_resnest.models.detection.targets import (
+    Objects, anchor_targets, mask_rois, relabelled, roi_targets)
 from gluon_resnest.models.detection.training import mask_targets
 
 SMALL = replace(DETECTRON2, rpn_samples=8, roi_samples=8)

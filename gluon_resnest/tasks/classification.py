@@ -19,8 +19,7 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy
 from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
-from gluon_resnest.models.norm import few_values
-from gluon_resnest.models.norm import freeze_stages
+from gluon_resnest.models.norm import few_values, freeze_stages
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks.workload import classification_workload
 from gluon_resnest.zoo import get_model, load_weights

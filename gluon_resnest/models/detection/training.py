@@ -10,8 +10,8 @@ from gluon_resnest.models.detection import boxes as box
 from gluon_resnest.models.detection.losses import Loss, box_losses, mask_loss, rpn_losses
 from gluon_resnest.models.detection.roi_pooling import SMALLEST_SIDE
 from gluon_resnest.models.detection.rpn import NO_BOX
-from gluon_resnest.models.detection.targets import (anchor_targets, mask_rois, relabelled,
-                                                    roi_targets)
+from gluon_resnest.models.detection.targets import (
+    anchor_targets, mask_rois, relabelled, roi_targets)
 
 
 def losses(net, images, sizes, objects, rngs):
