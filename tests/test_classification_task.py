@@ -158,6 +158,18 @@ def test_evaluation_counts_every_image():
     assert metrics["top1_hits"] == (logits.argmax(1) == labels).sum()
 
 
+def test_evaluation_alone_suits_any_number_of_workers():
+    class Three(Comm):
+        size = 3
+
+        def total(self, values):
+            return values + [0, 0, 2]       # what the two others, who have an image each, saw
+
+    recipe = dataclasses.replace(RECIPE, teacher="resnest_tiny")
+    task = make_task(recipe, Three(), eval_only=True, synthetic_steps=6)
+    assert recipe.batch % 3 and task.evaluate()["images"] == 3
+
+
 def test_lost_images_are_an_error_with_both_numbers():
     class Lossy(Comm):
         def total(self, values):

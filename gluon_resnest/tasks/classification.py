@@ -68,7 +68,7 @@ class Classification:
         enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
         self.net = _network(recipe, comm, self._context)
-        if self._train is not None:
+        if not run.eval_only:
             _warn_of_few_values(self.net, recipe, comm)
         if run.weights:
             load_weights(self.net, recipe.network, run.weights, ctx=self._context)
@@ -77,6 +77,8 @@ class Classification:
         self.params = self.net.collect_params()
         set_multipliers(self.params, decays=decays if not recipe.decay_bias_and_norm
                         else lambda name: True)
+        if run.eval_only:
+            return
         self.update = make_update(recipe, self.net, comm, optimizer(
             recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
         self._teacher = _teacher(recipe, run, self._context)

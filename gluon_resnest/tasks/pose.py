@@ -80,6 +80,8 @@ class Pose:
         self.net.hybridize(static_alloc=True)
         self.params = self.net.collect_params()
         set_multipliers(self.params)
+        if run.eval_only:
+            return
         self.update = make_update(recipe, self.net, comm,
                                   optimizer(recipe.optimizer, wd=recipe.wd))
         self._loss = JointHeatmapLoss()

@@ -85,6 +85,8 @@ class Segmentation:
             self.params,
             decays=(lambda name: True) if recipe.decay_bias_and_norm else decays,
             lr_mult=lambda name: recipe.head_lr_factor if name in heads else 1.0)
+        if run.eval_only:
+            return
         self.update = make_update(recipe, self.net, comm, optimizer(
             recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
         self._loss = PixelCrossEntropy(recipe.ohem_easy,
