@@ -117,9 +117,8 @@ def exchange(name, gluoncv_model, tmp_path, ours_first):
     return ours, theirs
 
 
-@pytest.mark.parametrize("name, ours_first", [
-    ("resnest14", False), ("resnest14", True), ("resnest26", False), ("resnest26", True),
-    ("resnest50", False), ("resnest101", True)])
+@pytest.mark.parametrize("ours_first", [False, True])
+@pytest.mark.parametrize("name", ["resnest14", "resnest26", "resnest50", "resnest101"])
 def test_parameter_files_interchange_and_outputs_agree(name, ours_first, gluoncv_model, tmp_path):
     ours, theirs = exchange(name, gluoncv_model, tmp_path, ours_first)
     x = nd.random.normal(shape=(2, 3, 64, 96))
