@@ -202,7 +202,7 @@ def test_every_operator_knows_the_block_that_calls_it():
 
 
 @pytest.mark.parametrize("options, words", [
-    (dict(size=(0, 8)), "must be at least 1, got"),
+    (dict(size=(0, 8)), "must be a whole number from 1 to .*, got 0"),
     (dict(size=(8, 8), in_channels=4), "cannot take images of shape")])
 def test_impossible_images_are_refused(options, words):
     with pytest.raises(UserError, match=words):
