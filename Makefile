@@ -24,7 +24,8 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup $(WHEEL)
-	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest --quiet --durations=10
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest --quiet --durations=10 \
+	    --numprocesses 2 --dist loadfile
 
 lint: $(PACKAGES)
 	$(BIN)/python -m flake8 gluon_resnest recipes tools tests setup.py

@@ -23,7 +23,7 @@ EXTRAS = {
     "onnx": ["onnx==1.14.1", "onnxruntime>=1.19,<1.21"],
     "convert": [],                   # the readers of foreign weights are our own
     "wandb": ["wandb"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "flake8", "isort", "scikit-learn",
+    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "flake8", "isort", "scikit-learn",
             "tensorboard"],
 }
 
