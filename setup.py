@@ -23,8 +23,8 @@ EXTRAS = {
     "onnx": ["onnx==1.14.1", "onnxruntime>=1.19,<1.21"],
     "convert": [],                   # the readers of foreign weights are our own
     "wandb": ["wandb"],
-    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "flake8", "isort", "scikit-learn",
-            "tensorboard"],
+    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "flake8", "isort",
+            "scikit-learn", "tensorboard"],
 }
 
 setup(
