@@ -62,7 +62,7 @@ def test_counts_of_the_cifar_report(name, millions):
 
 
 def test_every_network_of_the_imagenet_recipes_is_in_the_table():
-    from recipes.imagenet import RECIPES
+    from gluon_resnest.recipes.imagenet import RECIPES
     assert {recipe.network for recipe in RECIPES.values()} <= set(zoo.list_models())
 
 

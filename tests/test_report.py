@@ -123,6 +123,8 @@ def test_progress_is_a_sentence_now_and_then_where_no_terminal_is(tmp_path, capl
 
 def test_progress_is_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")        # the bar shortens its text on a narrow screen
+    monkeypatch.setenv("LINES", "50")
     write(tmp_path, 0, 40)
     shown = capsys.readouterr()
     assert "40/40" in shown.err and "20.0 images/s" in shown.err
