@@ -199,3 +199,6 @@ def test_the_backbone_learns_without_a_classifier():
         loss = (net(nd.random.normal(shape=(2, 3, 32, 32))) ** 2).mean()
     loss.backward()
     trainer.step(1)                                         # complains of unused parameters
+    learned = [param for param in net.collect_params().values() if param.grad_req != "null"]
+    assert all(np.isfinite(param.grad().asnumpy()).all() for param in learned)
+    assert net.backbone.conv1[0].weight.grad().asnumpy().any()
