@@ -18,7 +18,7 @@ def make_update(recipe, net, comm, optimizer):
     """Makes the update a recipe asks for.
 
     Args:
-      recipe: has the fields of `config.with_update_settings`, and `batch`.
+      recipe: has the fields of `config.fields.with_update_settings`, and `batch`.
       net: initialised Block; its parameters learn as `optim.set_multipliers` has said.
       comm: this worker's Comm.
       optimizer: from `optim.optimizer`.
