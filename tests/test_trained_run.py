@@ -11,7 +11,8 @@ from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.tasks.trained_run import open_run
+from gluon_resnest.interop.weights import save_parameters
+from gluon_resnest.tasks.trained_run import load_backbone, open_run
 
 RECIPE = ClassificationRecipe(network="resnest_tiny", source="a test", classes=3, eval_px=32)
 
@@ -63,3 +64,35 @@ def test_a_run_without_checkpoint_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"recipe": RECIPE.to_json()}))
     with pytest.raises(UserError, match="no whole checkpoint yet"):
         open_run(tmp_path)
+
+
+def deformable_backbone():
+    """Returns a backbone whose every parameter is 3, so that what is loaded differs."""
+    net = zoo.get_model(RECIPE.network, features_only=True, deform_stages=(3, 4))
+    net.initialize()
+    for param in net.collect_params().values():     # norms have initialisers of their own
+        param.set_data(nd.full(param.shape, 3))
+    return net
+
+
+def test_a_plain_run_starts_a_deformable_backbone_with_offsets_at_zero(tmp_path):
+    make_run(tmp_path / "run", 2)
+    trained, _ = open_run(tmp_path / "run")
+    net, values = deformable_backbone(), trained._collect_params_with_prefix()
+    load_backbone(net, tmp_path / "run")
+    for name, param in net._collect_params_with_prefix().items():
+        expected = 0 if ".offset." in name else values[name].data().asnumpy()
+        assert np.array_equal(param.data().asnumpy(), np.broadcast_to(expected, param.shape)), name
+
+
+def test_offsets_are_kept_where_the_file_has_them_and_must_be_complete(tmp_path):
+    trained = zoo.get_model(RECIPE.network, deform_stages=(3, 4))
+    initialize(trained)
+    trained.layer2[0].conv2.conv.offset.bias.set_data(nd.full((54,), 7))
+    save_parameters(trained, tmp_path / "deformable.params")
+    net = deformable_backbone()
+    load_backbone(net, tmp_path / "deformable.params")
+    assert (net.layer2[0].conv2.conv.offset.bias.data().asnumpy() == 7).all()
+    more = zoo.get_model(RECIPE.network, features_only=True, deform_stages=(3, 4, 5))
+    with pytest.raises(UserError, match="2 missing: layer4.0.conv2.conv.offset.weight"):
+        load_backbone(more, tmp_path / "deformable.params")

@@ -6,6 +6,7 @@ A `.params` file is a sequence of named arrays. `read_params` parses it here rat
 import fnmatch
 import math
 import os
+import re
 import struct
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ _DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32
            6: np.int64, 7: np.bool_}
 _CONVERT = "convert a file of another framework by `python tools/convert_weights.py FILE OUT`"
 _SHOWN = 10
+_OFFSET = re.compile(r"\.conv\.offset\.(weight|bias)$")    # of a `models.deform.DeformableConv2D`
 
 
 def load_parameters(net, file, *, ctx=None, ignore=()):
@@ -54,6 +56,9 @@ def load_parameters(net, file, *, ctx=None, ignore=()):
 def load_backbone(backbone, file, *, ctx=None):
     """Loads a classifier's parameter file into what has its stages: all of them or nothing.
 
+    A plain classifier may start a deformable backbone: the offsets, of which its file has none,
+    become zero, as in a fresh layer (`models.deform`).
+
     Args:
       backbone: Block with some of a classifier's children under their names, a `FeatureExtractor`.
       file: `.params` file of the classifier; its other children, such as `fc`, are left out.
@@ -66,8 +71,11 @@ def load_backbone(backbone, file, *, ctx=None):
     children = {name.partition(".")[0] for name in targets}
     arrays = {name[4:] if name.startswith(("arg:", "aux:")) else name: array
               for name, array in read_params(file).items()}
-    _place(file, targets, {name: array for name, array in arrays.items()
-                           if name.partition(".")[0] in children}, ctx)
+    arrays = {name: array for name, array in arrays.items() if name.partition(".")[0] in children}
+    if not any(map(_OFFSET.search, arrays)):
+        arrays.update((name, np.zeros(param.shape, np.float32))
+                      for name, param in targets.items() if _OFFSET.search(name))
+    _place(file, targets, arrays, ctx)
 
 
 def _place(file, targets, arrays, ctx):

@@ -68,8 +68,8 @@ def load_backbone(backbone, source, *, ctx=None):
     """
     if Path(source).is_dir():
         _, path = _best(source)
-        source = str(path / checkpoint.MODEL)
-    zoo.load_backbone_weights(backbone, source, ctx=ctx)
+        source = path / checkpoint.MODEL
+    zoo.load_backbone_weights(backbone, str(source), ctx=ctx)
 
 
 def _filled(net, directory, ctx):
