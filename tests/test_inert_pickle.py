@@ -8,8 +8,8 @@ import time
 import pytest
 from torch_bytes import legacy, zipped
 
+from gluon_resnest.data import inert_pickle
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop import inert_pickle
 from gluon_resnest.interop.checkpoints import read_weights
 
 

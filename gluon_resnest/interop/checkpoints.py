@@ -21,9 +21,11 @@ from typing import Dict, NamedTuple, Tuple
 import mxnet as mx
 import numpy as np
 
+from gluon_resnest.data import inert_pickle
+from gluon_resnest.data.pickled_numpy import ArrayShell
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop import inert_pickle, safetensors_file, torch_file
-from gluon_resnest.interop.pickled_arrays import CONSTRUCTORS, ArrayShell
+from gluon_resnest.interop import safetensors_file, torch_file
+from gluon_resnest.interop.pickled_arrays import CONSTRUCTORS
 from gluon_resnest.interop.weights import read_params
 
 MAX_BYTES = 8 << 30

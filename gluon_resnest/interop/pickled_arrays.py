@@ -3,19 +3,20 @@
 `CONSTRUCTORS` is the allow-list of `inert_pickle`: whatever a PyTorch, OpenMMLab, detectron2 or
 Chainer weight file needs, and nothing that acts.
 """
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 import numpy as np
 
+from gluon_resnest.data import pickled_numpy
+from gluon_resnest.data.inert_pickle import Global, Inert
+from gluon_resnest.data.pickled_numpy import no_call
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop.inert_pickle import Global, Inert, Shell
 
 BFLOAT16 = "bfloat16"
 _STORAGES = {
     "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": BFLOAT16,
     "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1",
     "ByteStorage": "u1", "BoolStorage": "?"}
-_NUMPY_CODES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
 
 
 def item_size(dtype: str) -> int:
@@ -101,63 +102,8 @@ def _ordered_dict(pairs=()):
     return result
 
 
-class _DType(Shell):
-    """numpy.dtype: a code of `_NUMPY_CODES`, then a state with the byte order."""
-
-    def __init__(self, code, *unused):
-        if code not in _NUMPY_CODES:
-            raise UserError(f"an array has numpy dtype {code!r}; only plain numbers are read")
-        self.code, self.byteorder = code, "="
-
-    def build(self, state):
-        if state[1] not in ("<", ">", "|", "="):
-            raise ValueError("a byte order")
-        self.byteorder = state[1]
-
-    def decode(self, data, shape, order):
-        if isinstance(data, str):                       # Python 2 wrote bytes as str
-            data = data.encode("latin-1")
-        flat = np.frombuffer(data, np.dtype(self.byteorder + self.code))
-        if not isinstance(shape, tuple) or any(not isinstance(n, int) or n < 0 for n in shape):
-            raise ValueError("an array shape")
-        return flat.reshape(shape, order=order)
-
-
-class ArrayShell(Shell):
-    """numpy.ndarray: empty, then a state (version, shape, dtype, fortran order, bytes)."""
-
-    value: Optional[np.ndarray] = None
-
-    def __init__(self, *unused):
-        pass
-
-    def build(self, state):
-        _, shape, dtype, fortran, data = state
-        self.value = dtype.decode(data, shape, "F" if fortran else "C")
-
-
-def _array_from_buffer(data, dtype, shape, order):
-    shell = ArrayShell()
-    shell.value = dtype.decode(data, shape, "F" if order == "F" else "C")
-    return shell
-
-
-def _scalar(dtype, data):
-    return dtype.decode(data, (), "C").item()
-
-
-def _encode(text, codec):
-    if codec not in ("latin1", "latin-1"):
-        raise ValueError("a codec other than latin1")
-    return text.encode("latin-1")
-
-
 def _forgetful_dict(*unused):
     return {}
-
-
-def _no_call(*unused):
-    raise TypeError("a call of a type")
 
 
 def _constructors() -> Dict[str, Callable]:
@@ -169,18 +115,12 @@ def _constructors() -> Dict[str, Callable]:
         "torch.Size": tuple,
         "torch.device": Inert,
         "torch.serialization._get_layout": Inert,
-        "numpy.ndarray": _no_call,
-        "numpy.dtype": _DType,
-        "_codecs.encode": _encode,
+        **pickled_numpy.CONSTRUCTORS,
     }
-    for core in ("numpy.core", "numpy._core"):
-        table[core + ".multiarray._reconstruct"] = ArrayShell
-        table[core + ".multiarray.scalar"] = _scalar
-        table[core + ".numeric._frombuffer"] = _array_from_buffer
     for storage in _STORAGES:
-        table["torch." + storage] = _no_call
+        table["torch." + storage] = no_call
     for dtype in ("float16", "bfloat16", "float32", "float64", "int64"):
-        table["torch." + dtype] = _no_call
+        table["torch." + dtype] = no_call
     # Settings and records of training runs that lie beside the weights; forgotten.
     for name in ("argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath",
                  "datetime.datetime", "mmengine.logging.history_buffer.HistoryBuffer"):

@@ -10,8 +10,8 @@ from typing import Any, Dict
 
 import numpy as np
 
+from gluon_resnest.data import inert_pickle
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop import inert_pickle
 from gluon_resnest.interop.pickled_arrays import (
     CONSTRUCTORS, TensorRef, decode, item_size, storage_from)
 
