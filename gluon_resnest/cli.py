@@ -231,7 +231,8 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
             task, task.update, task.lr_at, on_nan=run.on_nan,
             steps=(stop_epoch or recipe.epochs) * task.steps_per_epoch, seed=recipe.seed,
             comm=comm, log=log, checkpoints=checkpoints, start=start, log_every=run.log_every,
-            eval_every=recipe.eval_every, save_every=run.save_every)
+            eval_every=recipe.eval_every, save_every=run.save_every,
+            per_worker=recipe.per_worker)
     task.close()
     if not comm.is_main:
         return None

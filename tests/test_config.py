@@ -49,6 +49,16 @@ def test_mistakes_answer_back(words, message):
         override(RECIPE, words)
 
 
+@pytest.mark.parametrize("changes, phrases", [
+    ({}, ["which images a batch norm sees", "how many mixup weights a batch has",
+          "what DropBlock and dropout draw"]),
+    ({"norm": "sync", "mixup_mode": "example", "dropblock": 0.0, "final_drop": 0.0}, []),
+    ({"norm": "frozen", "mixup_alpha": 0.0, "dropblock": 0.0, "final_drop": 0.0,
+      "data_order": "shards"}, ["the order of the images"])])
+def test_what_depends_on_the_number_of_workers_is_named(changes, phrases):
+    assert list(dataclasses.replace(RECIPE, **changes).per_worker) == phrases
+
+
 def test_unknown_key_of_a_file_is_an_error():
     values = dict(RECIPE.to_json(), crop_pz=3)
     with pytest.raises(UserError, match="no field 'crop_pz'"):

@@ -20,6 +20,7 @@ from mxnet import gluon, nd
 
 from gluon_resnest.engine.checkpoint import Checkpoints, State, snapshot
 from gluon_resnest.engine.comm import Comm, connect
+from gluon_resnest.engine.finite import GradientsNotFinite, NotFinite
 from gluon_resnest.engine.loop import STEPS_AHEAD, Summary, Window, device_seed, fit
 from gluon_resnest.engine.optim import Cosine, optimizer, set_multipliers
 from gluon_resnest.engine.report import RunLog, read_log
@@ -74,7 +75,7 @@ class Toy:
 
 
 def train(folder, steps=STEPS, *, comm=None, task=None, save_every=None, log_every=3,
-          eval_every=1, seed=SEED, keep=20):
+          eval_every=1, seed=SEED, keep=20, per_worker=()):
     """Trains a Toy in `folder` up to `steps`, going on from what is there; returns all of it."""
     comm = comm or Comm()
     task = task or Toy(comm)
@@ -85,7 +86,7 @@ def train(folder, steps=STEPS, *, comm=None, task=None, save_every=None, log_eve
     with RunLog(folder, comm, total_steps=STEPS, steps_per_epoch=EPOCH, batch=BATCH) as log:
         summary = fit(task, update, SCHEDULE, steps=steps, seed=seed, comm=comm, log=log,
                       checkpoints=checkpoints, start=start, log_every=log_every,
-                      eval_every=eval_every, save_every=save_every)
+                      eval_every=eval_every, save_every=save_every, per_worker=per_worker)
     return task, update, summary, checkpoints
 
 
@@ -248,6 +249,19 @@ def test_a_loss_that_is_not_finite_names_its_step(poisoned, tmp_path):
         [step for step in (4, 8, 12) if step <= poisoned]
 
 
+def test_gradients_that_overflow_at_any_scale_name_their_step(tmp_path):
+    class Overflowing(Recorder):
+        def step(self, losses, batch, lr):
+            if len(self.rates) == 4:
+                raise GradientsNotFinite("the gradients are not finite")
+            return super().step(losses, batch, lr)
+
+    with pytest.raises(NotFinite, match="the gradients are not finite, at step 5") as raised:
+        fit(Toy(Comm()), Overflowing(), SCHEDULE, steps=STEPS, seed=SEED, comm=Comm(), log=Quiet(),
+            checkpoints=Checkpoints(tmp_path))
+    assert raised.value.step == 5
+
+
 def test_device_seeds_differ_by_seed_step_and_rank():
     seeds = [device_seed(seed, step, rank) for seed in range(4) for step in range(200)
              for rank in range(4)]
@@ -370,8 +384,9 @@ def test_another_number_of_workers_is_told(tmp_path, caplog):
     comm.size = 2
     comm.gather = lambda value: [value, value]
     with caplog.at_level(logging.WARNING):
-        train(tmp_path, comm=comm, steps=5)
-    assert "step 4 was reached by 1 workers and goes on with 2" in caplog.text
+        train(tmp_path, comm=comm, steps=5, per_worker=("which images a batch norm sees",))
+    assert ("step 4 was reached by 1 workers and goes on with 2; from an undisturbed run differ: "
+            "which images a batch norm sees; the order of sums over workers") in caplog.text
 
 
 if __name__ == "__main__":

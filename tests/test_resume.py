@@ -87,14 +87,17 @@ def test_everything_random_is_on(undisturbed, rec, tmp_path):
         assert bits(tmp_path / name)[2] != bits(undisturbed, STEPS_PER_EPOCH)[2], name
 
 
-def start(workdir, rec, *flags):
-    """Starts a long training in a process of its own."""
+SUPERVISED = ["-m", "gluon_resnest.engine.supervise", "-np", "2", "--"]
+
+
+def start(workdir, rec, before=()):
+    """Starts a long training in a process of its own; `before`: words in front of the recipe."""
     words = ["--network", "resnest_tiny", "--classes", "3", "--crop-px", "32", "--eval-px", "32",
              "--batch", str(BATCH), "--epochs", "500", "--lr", "0.05", "--eval-every", "500",
              "--data-workers", "1", "--expect-top1", "none", "--rec-train", str(rec), "--rec-val",
-             str(rec), "--workdir", str(workdir), *flags]
+             str(rec), "--workdir", str(workdir)]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "recipes/imagenet.py"), *words], text=True,
+        [sys.executable, *before, str(ROOT / "recipes/imagenet.py"), *words], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     end = time.monotonic() + 120
@@ -113,6 +116,18 @@ def test_a_signal_ends_with_a_saved_step_and_a_sentence(number, rec, tmp_path):
     step = Checkpoints(tmp_path / "checkpoints").latest().state.step
     assert f"stopped by {number.name} after step {step}; the same command continues" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.horovod
+def test_two_supervised_workers_stop_after_the_same_saved_step(rec, tmp_path):
+    with start(tmp_path, rec, SUPERVISED) as process:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    state = Checkpoints(tmp_path / "checkpoints").latest().state
+    assert state.workers == 2
+    assert f"stopped by SIGTERM after step {state.step}; the same command continues" in output
+    assert output.rstrip().endswith("stopped by SIGTERM; the same command continues")
 
 
 def worker(folder):

@@ -94,6 +94,9 @@ def test_what_was_skipped_is_not_in_the_log(tmp_path, caplog):
         in caplog.text
     assert [line["step"] for line in lines(tmp_path) if line["kind"] == "training"] == \
         [3, 4, 8, 9, 12]
+    noted, = [line for line in lines(tmp_path) if line["kind"] == "rollback"]
+    assert (noted["to"], noted["step"]) == (4, 6)
+    assert noted["reason"] == "loss 'square' is not finite at step 6 on worker 0"
 
 
 def test_a_rolled_back_run_that_is_killed_comes_to_the_same(tmp_path):

@@ -111,6 +111,16 @@ class ClassificationRecipe(Recipe):
         """The learning rate after warm-up: `lr`, or base_lr * batch / 256 (paper, 4.2)."""
         return self.base_lr * self.batch / 256 if self.lr is None else self.lr
 
+    @property
+    def per_worker(self):
+        """What depends on how many workers share a batch; see `Recipe`."""
+        mixes = self.mixup_alpha or self.cutmix_alpha
+        return tuple(phrase for phrase, holds in (
+            ("which images a batch norm sees", self.norm == "batch"),
+            ("how many mixup weights a batch has", mixes and self.mixup_mode == "batch"),
+            ("what DropBlock and dropout draw", self.dropblock or self.final_drop != 0),
+            ("the order of the images", self.data_order == "shards")) if holds)
+
     def smoke(self, workers):
         """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""
         return dataclasses.replace(self, epochs=2, warmup_epochs=1.0, batch=4 * workers,

@@ -29,6 +29,11 @@ class Recipe:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
 
+    @property
+    def per_worker(self):
+        """What depends on how many workers share a batch, as phrases; the order of sums aside."""
+        return ()
+
     def to_json(self):
         """Returns a dict of plain values that `from_json` turns back into an equal recipe."""
         return dataclasses.asdict(self)

@@ -81,6 +81,12 @@ class PoseRecipe(Recipe):
         """The published OKS AP in per cent with this flip test, or None."""
         return self.expect_ap_no_flip if self.eval_flip == "none" else self.expect_ap
 
+    @property
+    def per_worker(self):
+        """What depends on how many workers share a batch; see `Recipe`."""
+        drawn = ("what DropBlock draws",) if self.dropblock else ()
+        return ("which images a batch norm sees", *drawn)
+
     def smoke(self, workers):
         """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""
         return dataclasses.replace(self, epochs=2, batch=8 * workers, height=64, width=64,

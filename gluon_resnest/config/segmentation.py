@@ -84,6 +84,12 @@ class SegmentationRecipe(Recipe):
         """The published mIoU in per cent, or None where the evaluation is another one."""
         return self.expect_miou if self.eval_flip and len(self.scales) > 1 else None
 
+    @property
+    def per_worker(self):
+        """What depends on how many workers share a batch; see `Recipe`."""
+        batch = ("which images a batch norm sees",) if self.norm == "batch" else ()
+        return (*batch, "what the heads' dropout draws")
+
     def smoke(self, workers):
         """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""
         return dataclasses.replace(self, epochs=2, warmup_epochs=0.0, batch=2 * workers,

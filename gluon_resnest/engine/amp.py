@@ -2,7 +2,7 @@
 import mxnet as mx
 from mxnet.contrib import amp
 
-from gluon_resnest.engine.finite import all_finite
+from gluon_resnest.engine.finite import GradientsNotFinite, all_finite
 from gluon_resnest.errors import UserError, check_choice
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -64,11 +64,12 @@ class LossScaler:
         """Judges the gradients of a step and sets the scale of the next one; waits for them.
 
         Raises:
-          FloatingPointError: if they are not finite with a scale of 1 either.
+          GradientsNotFinite: if they are not finite with a scale of 1 either.
         """
         if not all_finite(gradients):
             if self.scale <= 1:
-                raise FloatingPointError("gradients are not finite, whatever the loss scale")
+                raise GradientsNotFinite("the sum of all workers' gradients is not finite, "
+                                         "whatever the loss scale")
             self.scale, self._good = self.scale / 2, 0
             return False
         self._good += 1

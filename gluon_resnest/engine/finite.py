@@ -17,6 +17,10 @@ class NotFinite(FloatingPointError):
         self.step = step
 
 
+class GradientsNotFinite(FloatingPointError):
+    """The gradients of an update overflow however small the loss is scaled; on all workers."""
+
+
 def all_finite(arrays):
     """Returns whether the sums of squares of float32 NDArrays on one device are finite; waits.
 

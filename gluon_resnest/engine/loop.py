@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, Optional, Protocol
 import mxnet as mx
 
 from gluon_resnest.engine.checkpoint import State, snapshot
-from gluon_resnest.engine.finite import NotFinite, all_finite
+from gluon_resnest.engine.finite import GradientsNotFinite, NotFinite, all_finite
 from gluon_resnest.engine.heartbeat import Heart
 from gluon_resnest.engine.stopping import Stop, Stopped
 from gluon_resnest.engine.writer import Writer
@@ -61,7 +61,7 @@ class Summary:
 
 
 def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State(), log_every=50,
-        eval_every=1, save_every=None):
+        eval_every=1, save_every=None, per_worker=()):
     """Trains `task` up to `steps` updates; see docs/architecture.md for what a task is.
 
     Args:
@@ -73,17 +73,20 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
       log_every: steps between log lines; losses are looked at only there and before a save.
       eval_every: epochs between evaluations; the last step is always followed by one.
       save_every: steps between checkpoints inside an epoch; each epoch ends with one.
+      per_worker: what depends on how many workers share a batch, as phrases; said when a run goes
+        on with another number of them.
 
     Raises:
       NotFinite: on all workers, naming step, loss term and worker of the first loss that is not
-        finite, or the step after which the parameters are not; nothing of it is saved.
+        finite, or the step whose gradients, or after which the parameters, are not; nothing of it
+        is saved.
       UserError: `start` belongs to another seed or data set, or a checkpoint could not be written
         (found at the next one, or at the end).
       Stopped: on all workers after the same step, saved; some worker got SIGTERM or SIGINT.
     """
     heart = Heart(comm.rank)
     heart.beat("start", start.step)
-    state = _continued(start, seed, comm.size, task.steps_per_epoch)
+    state = _continued(start, seed, comm.size, task.steps_per_epoch, per_worker)
     began = time.monotonic() - start.seconds
     comm.broadcast(task.params)
     log.begin(start.step)
@@ -96,7 +99,10 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
             with window.waiting():
                 batch = next(batches)
             mx.random.seed(device_seed(seed, step, comm.rank))
-            losses = update.step(task.losses, batch, lr_at(step + 1))
+            try:
+                losses = update.step(task.losses, batch, lr_at(step + 1))
+            except GradientsNotFinite as error:
+                raise NotFinite(f"{error}, at step {step + 1}", step + 1) from error
             window.add(step + 1, losses)
             log.advance()
 
@@ -195,7 +201,7 @@ class Window:
         return record
 
 
-def _continued(start, seed, workers, steps_per_epoch):
+def _continued(start, seed, workers, steps_per_epoch, per_worker):
     """Returns the State of this run at its first step."""
     here = replace(start, seed=seed, workers=workers, steps_per_epoch=steps_per_epoch)
     if start.step == 0:
@@ -208,9 +214,9 @@ def _continued(start, seed, workers, steps_per_epoch):
                         f"{start.steps_per_epoch} steps per epoch, this run has {steps_per_epoch}; "
                         "use the same data and batch, or another workdir")
     if start.workers != workers:
-        _log.warning("step %d was reached by %d workers and goes on with %d: sums over workers and "
-                     "what is drawn on a device differ from an undisturbed run", start.step,
-                     start.workers, workers)
+        changes = [*per_worker, "the order of sums over workers"]
+        _log.warning("step %d was reached by %d workers and goes on with %d; from an undisturbed "
+                     "run differ: %s", start.step, start.workers, workers, "; ".join(changes))
     return here
 
 

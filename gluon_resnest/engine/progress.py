@@ -40,7 +40,7 @@ class Bar:
     def write(self, line):
         if line["kind"] == "evaluation":
             self._bar.write(_sentence(line))
-        else:
+        elif line["kind"] == "training":
             self._bar.set_postfix_str(_numbers(line), refresh=False)
 
     def close(self):
@@ -62,6 +62,8 @@ class Sentences:
         now = time.monotonic()
         if line["kind"] == "evaluation":
             _log.info(_sentence(line))
+        elif line["kind"] != "training":
+            return
         elif now - self._spoken >= self.EVERY_SECONDS or line["step"] == self._total:
             self._spoken = now
             pace = (now - self._began) / (line["step"] - self._first)

@@ -5,6 +5,7 @@
     {"kind": "training", "step", "epoch", "lr", "losses": {...}, "images_per_second", "data_wait",
      "time"}
     {"kind": "evaluation", "step", "epoch", "metrics": {...}, "time"}
+    {"kind": "rollback", "step", "epoch", "to", "reason", "time"}
 
 `step` counts the updates done, `time` is seconds since 1970.
 """
@@ -84,6 +85,11 @@ class RunLog:
         """Writes a line of evaluation."""
         self._write({"kind": "evaluation", "step": step, "epoch": self._epoch(step),
                      "metrics": metrics, "time": time.time()})
+
+    def rollback(self, step, to, reason):
+        """Writes that the steps from `to` to `step` were undone and left out."""
+        self._write({"kind": "rollback", "step": step, "epoch": self._epoch(step), "to": to,
+                     "reason": reason, "time": time.time()})
 
     def _epoch(self, step):
         return step / self._per_epoch

@@ -13,7 +13,7 @@ ATTEMPTS = 3                 # rollbacks to one checkpoint before the run is giv
 _log = logging.getLogger(__name__)
 
 
-def fit_past_faults(task, update, lr_at, *, comm, checkpoints, start, on_nan, **options):
+def fit_past_faults(task, update, lr_at, *, comm, log, checkpoints, start, on_nan, **options):
     """Trains as `loop.fit`, and knows what to do when a loss or a parameter is not finite.
 
     "stop" raises. "rollback" returns to the newest checkpoint and leaves out all steps, with their
@@ -23,7 +23,7 @@ def fit_past_faults(task, update, lr_at, *, comm, checkpoints, start, on_nan, **
 
     Args:
       on_nan: one of POLICIES.
-      task, update, lr_at, comm, checkpoints, start, options: as for `loop.fit`.
+      task, update, lr_at, comm, log, checkpoints, start, options: as for `loop.fit`.
 
     Raises:
       NotFinite: on all workers: the policy is "stop", there is no checkpoint to go back to, no step
@@ -32,8 +32,8 @@ def fit_past_faults(task, update, lr_at, *, comm, checkpoints, start, on_nan, **
     attempts = {}
     while True:
         try:
-            return fit(task, update, lr_at, comm=comm, checkpoints=checkpoints, start=start,
-                       **options)
+            return fit(task, update, lr_at, comm=comm, log=log, checkpoints=checkpoints,
+                       start=start, **options)
         except NotFinite as fault:
             mx.nd.waitall()
             good = comm.on_main(lambda: max(checkpoints.steps(), default=None))
@@ -46,4 +46,5 @@ def fit_past_faults(task, update, lr_at, *, comm, checkpoints, start, on_nan, **
                 raise NotFinite(f"{fault}; going back to step {good} does not help", fault.step)
             _log.warning("%s; going back to step %d and on from %d, without the steps between",
                          fault, good, fault.step)
+            log.rollback(fault.step, good, str(fault))
             start = replace(checkpoints.restore(task.net, update, comm), step=fault.step)
