@@ -1,0 +1,252 @@
+"""Images with objects: a dataset, and batches of them padded to one size."""
+import copy
+import pickle
+from typing import NamedTuple
+
+import numpy as np
+
+from gluon_resnest.data.detection_transforms import DetectionObjects
+from gluon_resnest.data.grouping import GroupedEvalPlan, GroupedPlan
+from gluon_resnest.data.instance_masks import RunLengthMasks
+from gluon_resnest.data.loader import Loader
+from gluon_resnest.data.sampling import random_for
+from gluon_resnest.errors import UserError
+
+LANDSCAPE, PORTRAIT = 0, 1
+_OBJECTS_BYTES = 1 << 19        # of a row, for an image's objects
+
+
+class DetectionSample(NamedTuple):
+    """An image as it was resized, cropped and mirrored.
+
+    image: uint8 (h, w, 3) RGB.
+    objects: DetectionObjects in its pixels.
+    original: (height, width) of the file.
+    """
+
+    image: np.ndarray
+    objects: DetectionObjects
+    original: tuple
+
+
+class DetectionBatch(NamedTuple):
+    """One worker's part of a step; without images at the end of some evaluations.
+
+    images: float32 (N, 3, H, W), normalised, then padded with zeros at the right and the bottom.
+    sizes: int64 (N, 2), heights and widths without padding.
+    original: int64 (N, 2), heights and widths of the files.
+    objects: list of N DetectionObjects; masks are of the size without padding.
+    indices: int64 (N,), of the dataset. image_ids: int64 (N,), COCO's.
+    epoch, step: where in the run they belong.
+    """
+
+    images: np.ndarray
+    sizes: np.ndarray
+    original: np.ndarray
+    objects: list
+    indices: np.ndarray
+    image_ids: np.ndarray
+    epoch: int
+    step: int
+
+
+class DetectionDataset:
+    """Images with objects: `dataset[index, rng] -> DetectionSample`.
+
+    Args:
+      source: see `instances`.
+      transform: `detection_transforms.TrainTransform` or `EvalTransform`.
+      masks: whether objects get masks.
+      skip_empty: leaves out images without objects other than crowds, as Detectron2 does in
+        training.
+
+    Raises:
+      UserError: if no image is left; from an item, if its file or its masks are broken.
+    """
+
+    def __init__(self, source, transform, masks=True, skip_empty=True):
+        self.source, self.transform, self._masks = source, transform, masks
+        self.class_names = list(source.class_names)
+        self._images = np.array([index for index in range(len(source))
+                                 if not skip_empty or source.learnable(index)], np.int64)
+        if not len(self._images):
+            raise UserError(f"none of the {len(source)} images has an object that can be learnt; "
+                            "check the annotations")
+
+    def __len__(self):
+        return len(self._images)
+
+    def __getitem__(self, key):
+        index, rng = key
+        image = self.source.read(self._images[index])
+        annotations = self.source.objects(self._images[index])
+        try:
+            sample = self.transform(image, annotations, self._masks, rng)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{self.name(index)} has broken masks ({error}); mend or remove "
+                            "them") from error
+        return DetectionSample(*sample, image.shape[:2])
+
+    def transformed(self, transform):
+        """Returns the same images with another transform."""
+        dataset = copy.copy(self)
+        dataset.transform = transform
+        return dataset
+
+    def aspect(self, index):
+        """Returns LANDSCAPE for an image that is wider than high, else PORTRAIT."""
+        height, width = self.source.size(self._images[index])
+        return LANDSCAPE if width > height else PORTRAIT
+
+    def image_id(self, index):
+        return self.source.image_id(self._images[index])
+
+    def name(self, index):
+        """Returns what an error message calls this sample."""
+        return self.source.name(self._images[index])
+
+
+class DetectionLoader:
+    """Batches of images of one orientation, the same for any number of processes.
+
+    Args:
+      dataset: DetectionDataset.
+      batch: images of a step over all workers.
+      rank, size: this worker, and how many there are.
+      seed: the run's.
+      workers: loader processes; 0 reads in this one.
+      train: endless batches by `grouping.GroupedPlan`; else each image once.
+      max_pixels: largest height times width of a padded image; longer sides are limited to this
+        over the largest shorter side, whatever else is in the batch. None: no further limit.
+      divisor: padded sides are multiples of it.
+
+    Raises:
+      UserError: if the numbers do not fit together, or the first image cannot be read.
+    """
+
+    def __init__(self, dataset, *, batch, rank, size, seed, workers, train=True, max_pixels=None,
+                 divisor=32):
+        self.dataset = _limited(dataset, max_pixels, divisor)
+        self._seed, self._divisor = seed, divisor
+        groups = np.array([dataset.aspect(index) for index in range(len(dataset))])
+        plan = (GroupedPlan(groups, batch, rank, size, seed) if train
+                else GroupedEvalPlan(groups, batch, rank, size))
+        self._loader = Loader(_Rows(self.dataset), plan, seed=seed, workers=workers)
+        self.steps_per_epoch = plan.steps_per_epoch
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def batches(self, start_step=0):
+        """Yields DetectionBatches without end, from a global step on."""
+        return map(self._stacked, self._loader.batches(start_step))
+
+    def epoch(self, epoch, start_step=0):
+        """Yields the DetectionBatches of an epoch."""
+        return map(self._stacked, self._loader.epoch(epoch, start_step))
+
+    def rng(self, batch, number):
+        """Returns the generator for what is sampled of image `number` of a batch."""
+        return random_for(self._seed, batch.epoch, int(batch.indices[number]), "targets")
+
+    def close(self):
+        """Ends the loader processes."""
+        self._loader.close()
+
+    def _stacked(self, batch):
+        samples = [unpack(row) or self.dataset[index, random_for(self._seed, batch.epoch, index)]
+                   for row, index in zip(*batch.arrays, batch.indices.tolist())]
+        images, sizes = stack([sample.image for sample in samples], self.dataset.transform,
+                              self._divisor)
+        return DetectionBatch(
+            images, sizes, np.array([each.original for each in samples], np.int64).reshape(-1, 2),
+            [each.objects for each in samples], np.array(batch.indices),
+            np.array([self.dataset.image_id(index) for index in batch.indices], np.int64),
+            batch.epoch, batch.step)
+
+
+def stack(images, transform, divisor=32):
+    """Normalises images and pads them to one size.
+
+    Args:
+      images: list of uint8 (h, w, 3).
+      transform: has mean and std.
+      divisor: of the padded sides.
+
+    Returns:
+      float32 (N, 3, H, W) and int64 (N, 2), heights and widths without padding.
+    """
+    sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
+    height, width = -(-sizes.max(axis=0, initial=1) // divisor) * divisor
+    batch = np.zeros((len(images), 3, height, width), np.float32)
+    for padded, image in zip(batch, images):
+        for channel, mean, std in zip(range(3), transform.mean, transform.std):
+            part = padded[channel, :image.shape[0], :image.shape[1]]
+            np.multiply(image[:, :, channel], np.float32(1 / std), out=part)
+            part -= np.float32(mean / std)
+    return batch, sizes
+
+
+class _Rows:
+    """A dataset of samples as rows of bytes, all of one length, as `Loader` wants them."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+        transform = dataset.transform
+        self._bytes = 3 * transform.largest_short_px * transform.max_px + _OBJECTS_BYTES
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def __getitem__(self, key):
+        return (pack(self._dataset[key], self._bytes),)
+
+    def name(self, index):
+        return self._dataset.name(index)
+
+
+def pack(sample, length):
+    """Returns a DetectionSample as uint8 (length,).
+
+    The length of the head, the head, the pixels. A sample that is too long is left out: the head's
+    length is then 0.
+    """
+    image, (boxes, classes, masks, crowd), original = sample
+    codes = None if masks is None else masks.codes
+    head = pickle.dumps((image.shape, original, boxes, classes, codes, crowd), protocol=4)
+    row, end = np.empty(length, np.uint8), 8 + len(head)
+    fits = end + image.size <= length
+    row[:8].view(np.int64)[0] = len(head) if fits else 0
+    if fits:
+        row[8:end] = np.frombuffer(head, np.uint8)
+        row[end:end + image.size].reshape(image.shape)[...] = image
+    return row
+
+
+def unpack(row):
+    """Returns the DetectionSample of a row, its image a view; None if it did not fit."""
+    length = int(row[:8].view(np.int64)[0])
+    if not length:
+        return None
+    shape, original, boxes, classes, codes, crowd = pickle.loads(row[8:8 + length].tobytes())
+    pixels = row[8 + length:8 + length + int(np.prod(shape))]
+    masks = None if codes is None else RunLengthMasks(codes, *shape[:2])
+    return DetectionSample(pixels.reshape(shape), DetectionObjects(boxes, classes, masks, crowd),
+                           original)
+
+
+def _limited(dataset, max_pixels, divisor):
+    """Returns the dataset with the longer side so short that no padded image is too large."""
+    if max_pixels is None:
+        return dataset
+    short = -(-dataset.transform.largest_short_px // divisor) * divisor
+    longest = max_pixels // short // divisor * divisor
+    if longest < short:
+        raise UserError(f"expected max_pixels of at least {short * short} for a shorter side of "
+                        f"{short} pixels, got {max_pixels}; raise it or lower the shorter side")
+    return dataset.transformed(dataset.transform.limited(longest))

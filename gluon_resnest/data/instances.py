@@ -1,0 +1,65 @@
+"""Annotated objects, and what a source of images with objects offers.
+
+A source has `class_names` (tuple of str), `category_ids` (int64 (K,), each class's number in COCO's
+files), `len`, `image_id(index)`, `size(index) -> (height, width)`, `read(index) -> uint8 (H, W, 3)`,
+`objects(index) -> Annotations`, `learnable(index) -> bool`, whether an object is no crowd, and
+`name(index)` for messages. Sources are picklable and read files lazily.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from gluon_resnest.data.instance_masks import as_pixels, coco_masks
+
+
+class Annotations(NamedTuple):
+    """The objects of one image as they are annotated; there may be none.
+
+    ids: int64 (G,), unique in the source.
+    boxes: float32 (G, 4), corners (left, top, right, bottom) in pixels; may reach outside.
+    classes: int64 (G,), 0..K-1.
+    crowd: bool (G,), a group that is neither learnt nor counted.
+    areas: float64 (G,), pixels of the mask, by which COCO tells small from large.
+    segmentations: list of G: polygons, run lengths or pixels, see `instance_masks`, or None.
+    """
+
+    ids: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    segmentations: list
+
+
+def ground_truth(source):
+    """Returns a source's objects as the content of an annotation file of COCO."""
+    images, annotations = [], []
+    for index in range(len(source)):
+        height, width = source.size(index)
+        images.append({"id": int(source.image_id(index)), "file_name": source.name(index),
+                       "height": height, "width": width})
+        annotations.extend(_annotations(source, index))
+    return {"images": images, "annotations": annotations,
+            "categories": [{"id": int(number), "name": name}
+                           for number, name in zip(source.category_ids, source.class_names)]}
+
+
+def _annotations(source, index):
+    objects = source.objects(index)
+    rows = zip(objects.ids.tolist(), objects.boxes.tolist(), objects.classes.tolist(),
+               objects.crowd.tolist(), objects.areas.tolist(), objects.segmentations)
+    for number, (left, top, right, bottom), kind, crowd, area, segmentation in rows:
+        row = {"id": number, "image_id": int(source.image_id(index)),
+               "category_id": int(source.category_ids[kind]), "iscrowd": int(crowd),
+               "bbox": [left, top, right - left, bottom - top], "area": area}
+        if segmentation is not None:
+            row["segmentation"] = _portable(segmentation, source.size(index))
+        yield row
+
+
+def _portable(segmentation, size):
+    """Returns polygons as lists, anything else as compressed run lengths."""
+    if isinstance(segmentation, (list, tuple)):
+        return [np.asarray(polygon).tolist() for polygon in segmentation]
+    code = coco_masks().encode(np.asfortranarray(as_pixels(segmentation, size), np.uint8))
+    return {"size": list(code["size"]), "counts": code["counts"].decode()}
