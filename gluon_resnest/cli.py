@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 
 CLASS_NAMES = "classes.txt"
 # Flags whose names end so say where a run's data and first weights are; config.json records them.
+_DATA = dict(default="real", choices=("real", "synthetic"),
+             help="synthetic: generated images, to measure speed or try the wiring")
 _PATHS = ("train", "val", "weights", "_annotations", "_images", "detections")
 
 # Set where the user has not: name -> (value, reason).
@@ -81,7 +84,8 @@ def parse(recipes, task_class, argv=None):
 
     Args:
       recipes: {name: recipe}, all of one dataclass.
-      task_class: offers `add_flags(parser)` for the paths it needs.
+      task_class: offers `add_flags(parser)` for the paths it needs; if they are one path, it
+        describes --data as that path in `data_flag`, "synthetic" being a value still.
       argv: words after the program's name; None means those of this process.
     """
     parser = _parser(recipes, task_class)
@@ -112,8 +116,7 @@ def _parser(recipes, task_class):
     run.add_argument("--resume", default="auto", choices=("auto", "never"),
                      help="auto continues from the newest whole checkpoint of the workdir; never "
                      "refuses a workdir that has one (default: %(default)s)")
-    run.add_argument("--data", default="real", choices=("real", "synthetic"),
-                     help="synthetic: generated images, to measure speed or try the wiring")
+    run.add_argument("--data", **getattr(task_class, "data_flag", _DATA))
     run.add_argument("--smoke", action="store_true",
                      help="wiring check: two tiny steps on synthetic data, evaluation, "
                      "checkpoint, resume, result")
@@ -221,7 +224,7 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     comm.on_main(lambda: _write_text(workdir / CLASS_NAMES, "\n".join(task.class_names) + "\n")
                  if task.class_names else None)
     start = checkpoints.restore(task.net, task.update, comm) if run.resume == "auto" else State()
-    steps = recipe.epochs * task.steps_per_epoch
+    steps = recipe.steps(task.steps_per_epoch)
     callbacks = []
     comm.on_main(lambda: callbacks.extend(_callbacks(recipe, run)))
     comm.warm_up()
@@ -229,7 +232,7 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
                 batch=recipe.batch, callbacks=callbacks) as log:
         summary = fit_past_faults(
             task, task.update, task.lr_at, on_nan=run.on_nan,
-            steps=(stop_epoch or recipe.epochs) * task.steps_per_epoch, seed=recipe.seed,
+            steps=stop_epoch * task.steps_per_epoch if stop_epoch else steps, seed=recipe.seed,
             comm=comm, log=log, checkpoints=checkpoints, start=start, log_every=run.log_every,
             eval_every=recipe.eval_every, save_every=run.save_every,
             per_worker=recipe.per_worker)
@@ -329,8 +332,10 @@ def _claim(workdir, recipe, run):
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config.json of this package; give another --workdir, "
                         "or move the file away") from error
-    changed = [f"{name}: {before.get(name)!r} there, {value!r} now"
-               for name, value in config["recipe"].items() if before.get(name) != value]
+    # A field that was added since that run began had its default value there.
+    before = {**{field.name: field.default for field in dataclasses.fields(recipe)}, **before}
+    changed = [f"{name}: {before[name]!r} there, {value!r} now"
+               for name, value in config["recipe"].items() if before[name] != value]
     if changed:
         raise UserError(f"--workdir {workdir} holds a run of another recipe ({'; '.join(changed)}"
                         "); give another directory, or the same recipe")
@@ -344,7 +349,8 @@ def _report(path, recipe, task, metrics, seconds, images_per_second):
     from gluon_resnest.engine.report import write_result
     result = write_result(path, measured=metrics, expected=recipe.expected,
                           tolerance=recipe.tolerance, seconds=seconds,
-                          images_per_second=images_per_second, main_metric=task.main_metric)
+                          images_per_second=images_per_second, main_metric=task.main_metric,
+                          parameters=_learnable(task.params))
     print(task.describe(metrics))
     if recipe.expected is not None:
         print(f"expected {recipe.expected:g}, tolerance {recipe.tolerance:g}: "
@@ -352,6 +358,12 @@ def _report(path, recipe, task, metrics, seconds, images_per_second):
     if path is not None:
         print(f"wrote {path}")
     return result
+
+
+def _learnable(params):
+    """Returns how many numbers a ParameterDict holds, running statistics left out."""
+    return sum(math.prod(parameter.shape) for name, parameter in params.items()
+               if not name.endswith(("running_mean", "running_var")))
 
 
 def _write_text(path, text):

@@ -34,6 +34,10 @@ class Recipe:
         """What depends on how many workers share a batch, as phrases; the order of sums aside."""
         return ()
 
+    def steps(self, steps_per_epoch):
+        """Returns how many updates the training is."""
+        return self.epochs * steps_per_epoch
+
     def to_json(self):
         """Returns a dict of plain values that `from_json` turns back into an equal recipe."""
         return dataclasses.asdict(self)
@@ -120,6 +124,9 @@ _UPDATE_SETTINGS = (
                                choices=("float32", "bfloat16", "float16"))),
     ("compression", str, setting("none", "fp16: gradients travel between workers in float16",
                                  choices=("none", "fp16"))),
+    ("precise_bn_batches", int, setting(0, "training batches of a worker from which the running "
+                                        "statistics of batch norms are recomputed before each "
+                                        "evaluation (PreciseBN); 0: none", low=0)),
 )
 
 

@@ -19,6 +19,7 @@ from gluon_resnest.losses import JointHeatmapLoss
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.models.simple_pose import STRIDE, encode, predict_joints
 from gluon_resnest.tasks import pose_evaluation
+from gluon_resnest.tasks.coco_files import write_results
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.zoo import POSE, load_weights, pose_model
 
@@ -175,7 +176,7 @@ class Pose:
             results = pose_evaluation.suppress(results, areas, recipe.oks_nms,
                                                pose_evaluation.joint_sigmas())
         if self._results is not None:
-            pose_evaluation.write_results(self._results, results)
+            write_results(self._results, results)
         return {**pose_evaluation.oks_ap(self._truth, results), "images": len(dataset)}
 
 

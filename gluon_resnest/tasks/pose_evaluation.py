@@ -1,14 +1,9 @@
 """From found joints to COCO's results and their OKS AP."""
-import contextlib
-import io
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 
 from gluon_resnest.data.keypoints import PERSON
-from gluon_resnest.errors import MissingExtra, UserError
+from gluon_resnest.errors import UserError
+from gluon_resnest.tasks.coco_files import cocoeval, judge
 
 # COCOeval.stats of keypoints, in its order.
 _NAMES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium",
@@ -66,7 +61,7 @@ def suppress(results, areas, threshold, sigmas):
 
 def joint_sigmas():
     """Returns COCO's (17,) sigmas of the object keypoint similarity."""
-    return _cocoeval().Params("keypoints").kpt_oks_sigmas
+    return cocoeval().Params("keypoints").kpt_oks_sigmas
 
 
 def oks_ap(ground_truth, results):
@@ -83,39 +78,9 @@ def oks_ap(ground_truth, results):
     Raises:
       UserError: if no annotated person has labelled joints.
     """
-    evaluation = _cocoeval()
-    from pycocotools.coco import COCO
-    truth = COCO()
-    truth.dataset = ground_truth
-    with contextlib.redirect_stdout(io.StringIO()):         # it prints its progress
-        truth.createIndex()
-        judge = evaluation.COCOeval(truth, truth.loadRes(results), "keypoints")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    metrics = {name: 100 * float(value) for name, value in zip(_NAMES, judge.stats) if value >= 0}
+    judging = judge(ground_truth, results, "keypoints")
+    metrics = {name: 100 * float(value) for name, value in zip(_NAMES, judging.stats) if value >= 0}
     if "ap" not in metrics:
         raise UserError("the annotations have no person with labelled joints, so there is nothing "
                         "to compare with; give a person_keypoints_*.json with joints")
     return metrics
-
-
-def write_results(path, results):
-    """Writes results as COCO's evaluation server takes them, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(results), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
-                        "with space") from error
-
-
-def _cocoeval():
-    try:
-        from pycocotools import cocoeval
-    except ImportError as error:
-        raise MissingExtra("pycocotools", "coco") from error
-    return cocoeval

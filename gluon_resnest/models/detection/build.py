@@ -72,7 +72,7 @@ def parse(name):
     return Name(family, _BACKBONE_FORMS.get(backbone, backbone), bool(deformable))
 
 
-def detector(name, get_model, *, norms="batch", norm_kwargs=None, **options):
+def detector(name, get_model, *, norms="batch", norm_kwargs=None, dropblock=0.0, **options):
     """Builds a detector by name, with its backbone.
 
     Args:
@@ -80,6 +80,7 @@ def detector(name, get_model, *, norms="batch", norm_kwargs=None, **options):
       get_model: builds the backbone, `zoo.get_model`.
       norms: `Norms`, a name in `NORMS` or a constructor of norms.
       norm_kwargs: see `norm_layer`; "sync" needs `workers`.
+      dropblock: probability in the backbone; the published runs had none.
       options: further arguments of `rcnn`.
 
     Raises:
@@ -92,7 +93,7 @@ def detector(name, get_model, *, norms="batch", norm_kwargs=None, **options):
     norms = norms_of(norms)
     stages = {"deform_stages": (3, 4, 5)} if found.deformable else {}
     backbone = get_model(found.backbone, norm_layer=norms.backbone, norm_kwargs=norm_kwargs,
-                         dropblock=0.0, features_only=True, **stages)
+                         dropblock=dropblock, features_only=True, **stages)
     return rcnn(found.family, backbone, norms=norms, norm_kwargs=norm_kwargs, **options)
 
 

@@ -145,6 +145,15 @@ class RCNN(TwoGraphs):
         """Returns the losses of one batch by name; see `training.losses`."""
         return training.losses(self, images, sizes, objects, rngs)
 
+    def proposals(self, x, sizes):
+        """Returns what the RPN alone says in inference: boxes (N, P, 4), best first, and their
+        scores (N, P), `rpn.NO_BOX` where there is no further one."""
+        return self.test_proposals(sizes, *self.rpn(*self.features(x)))
+
+    def masks_at(self, x, ids, bboxes):
+        """Returns the masks (N, D, 28, 28) of given detections, for test-time augmentation."""
+        return self._masks(nd, ids, bboxes, self.features(x)[:-1])
+
     def hybrid_forward(self, F, x, sizes=None):
         if sizes is None:
             shape = F.slice_axis(F.shape_array(x), axis=0, begin=2, end=4)

@@ -20,8 +20,9 @@ class Objects:
     Attributes:
       boxes: float32 (G, 4), corners in pixels of the image as the network sees it.
       classes: int64 (G,), 0..K-1.
-      masks: uint8 (G, H, W) of 0 and 1, H and W those of the image or of its padded batch; None
-        if nobody asks for masks.
+      masks: uint8 (G, H, W) of 0 and 1, H and W those of the image or of its padded batch, or
+        anything that makes them when asked: `len`, `masks[number]` uint8 (H, W), `masks[rows]` the
+        same kind of thing for bool (G,). None if nobody asks for masks.
       crowd: bool (G,); None means that none of them is a crowd.
     """
 

@@ -122,8 +122,12 @@ def _mask(net, head, maps, targets, objects, weight):
 def mask_targets(masks, matched, rois, valid, side):
     """Cuts objects' masks out at RoIs: ROIAlign, then at least one half.
 
+    One mask is looked at at a time, and only around its RoIs: all masks of a large image as floats
+    would take hundreds of MB.
+
     Args:
-      masks: uint8 (G, H, W). matched: int64 (R,), which of them. rois: float32 (R, 4).
+      masks: G masks uint8 (H, W); see `targets.Objects`.
+      matched: int64 (R,), which of them. rois: float32 (R, 4).
       valid: bool (R,); the others get zeros.
       side: of the targets.
 
@@ -132,15 +136,27 @@ def mask_targets(masks, matched, rois, valid, side):
     """
     targets = np.zeros((len(rois), side, side), dtype=np.float32)
     real = valid & (np.minimum(*(rois[:, 2:] - rois[:, :2]).T) >= SMALLEST_SIDE)
-    if not real.any():
-        return targets
-    used, rows = np.unique(matched[real], return_inverse=True)
-    rows = np.concatenate([rows[:, None], rois[real]], axis=1)
-    pooled = nd.contrib.ROIAlign(
-        nd.array(masks[used][:, None], dtype="float32"), nd.array(rows), pooled_size=(side, side),
-        spatial_scale=1.0, sample_ratio=-1, aligned=True)
-    targets[real] = pooled.asnumpy()[:, 0] >= 0.5
+    for number in np.unique(matched[real]):
+        rows = np.flatnonzero(real & (matched == number))
+        mask, corner = _around(masks[number], rois[rows])
+        moved = np.column_stack([np.zeros(len(rows)), rois[rows] - np.tile(corner, 2)])
+        pooled = nd.contrib.ROIAlign(
+            nd.array(mask[None, None], dtype="float32"), nd.array(moved),
+            pooled_size=(side, side), spatial_scale=1.0, sample_ratio=-1, aligned=True)
+        targets[rows] = pooled.asnumpy()[:, 0] >= 0.5
     return targets
+
+
+def _around(mask, rois):
+    """Returns the part of a mask that ROIAlign looks at, and its left top corner (x, y).
+
+    Samples lie up to half a pixel outside of a RoI, and their neighbours a pixel further.
+    """
+    height, width = mask.shape
+    left, top = np.floor(rois[:, :2].min(axis=0)).astype(int) - 2
+    right, bottom = np.ceil(rois[:, 2:].max(axis=0)).astype(int) + 2
+    left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
+    return mask[top:max(bottom, top + 1), left:max(right, left + 1)], (left, top)
 
 
 def _on(ctx):

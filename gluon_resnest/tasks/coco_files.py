@@ -1,0 +1,60 @@
+"""What evaluations in COCO's formats share: the results' file and the judge."""
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+from gluon_resnest.errors import MissingExtra, UserError
+
+
+def write_results(path, results):
+    """Writes results as COCO's evaluation server takes them, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(results), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
+                        "with space") from error
+
+
+def judge(ground_truth, results, kind):
+    """Returns a pycocotools COCOeval that has judged; `.stats` and `.eval` are filled in.
+
+    Args:
+      ground_truth: content of an annotation file.
+      results: list of dicts in COCO's result format, maybe empty; not changed.
+      kind: "bbox", "segm" or "keypoints".
+    """
+    evaluation = cocoeval()
+    from pycocotools.coco import COCO
+    truth, found = COCO(), COCO()
+    truth.dataset = ground_truth
+    found.dataset = {"images": ground_truth["images"], "annotations": [],
+                     "categories": ground_truth["categories"]}
+    with contextlib.redirect_stdout(io.StringIO()):         # it prints its progress
+        truth.createIndex()
+        found.createIndex()
+        if results:
+            found = truth.loadRes([dict(result) for result in results])
+        judging = evaluation.COCOeval(truth, found, kind)
+        judging.evaluate()
+        judging.accumulate()
+        judging.summarize()
+    return judging
+
+
+def cocoeval():
+    """Returns the module pycocotools.cocoeval.
+
+    Raises:
+      MissingExtra: if it is not installed.
+    """
+    try:
+        from pycocotools import cocoeval
+    except ImportError as error:
+        raise MissingExtra("pycocotools", "coco") from error
+    return cocoeval
