@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnest.data import images
+from gluon_resnest.data import instances
 from gluon_resnest.data.instances import Annotations
 from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.errors import UserError
@@ -86,13 +86,7 @@ class CocoInstances:
         Raises:
           UserError: if it cannot be read or is of another size than the json says.
         """
-        image = images.load(self.file(index))
-        if image.shape[:2] != self.size(index):
-            height, width = self.size(index)
-            raise UserError(f"{self.name(index)} is {image.shape[0]} x {image.shape[1]} pixels "
-                            f"(height x width), but its annotations are for {height} x {width}; "
-                            "use the images they were made for")
-        return image
+        return instances.load(self.file(index), self.size(index), self.name(index))
 
     def objects(self, index):
         """Returns the Annotations of an image."""

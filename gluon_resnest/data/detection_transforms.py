@@ -1,7 +1,8 @@
 """Resizing, cropping and mirroring of images with objects, by Detectron2's and mmdetection's rules.
 
-Transforms return pixels, not yet normalised: that is done while a batch is put together, so that
-four times as many images fit into the memory shared with loader processes.
+A transform says what becomes of an image, a `Move`; `moved` and `moved_objects` do it. Pixels are
+normalised only when a batch is put together, so that four times as many images fit into the memory
+shared with loader processes.
 """
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional, Tuple
@@ -37,9 +38,6 @@ class DetectionObjects(NamedTuple):
 class EvalTransform:
     """Resizes to a shorter side of `short_px`, or less where the longer would exceed `max_px`.
 
-    Call with an image uint8 (H, W, 3), its Annotations, whether masks are wanted, and a generator
-    that is not used; returns (uint8 (h, w, 3), DetectionObjects).
-
     Args:
       short_px, max_px: limits of the shorter and the longer side.
       rule: "detectron2": the limits one after the other, Pillow's anti-aliased bilinear
@@ -62,22 +60,14 @@ class EvalTransform:
     def largest_short_px(self):
         return self.short_px
 
-    def move(self, height, width):
-        """Returns the Move of an image of this size."""
-        return Move((0, 0, height, width), *self.size(height, width), self.flip)
-
-    def size(self, height, width):
-        """Returns the (height, width) that an image gets."""
-        return resized(height, width, self.short_px, self.max_px, self.rule)
+    def move(self, height, width, boxes=None, rng=None):
+        """Returns the Move of an image of this size; nothing else matters."""
+        size = resized(height, width, self.short_px, self.max_px, self.rule)
+        return Move((0, 0, height, width), *size, self.flip)
 
     def limited(self, max_px):
         """Returns this transform with `max_px`, if that is smaller."""
         return replace(self, max_px=min(self.max_px, max_px))
-
-    def __call__(self, image, annotations, masks, rng):
-        del rng
-        move = self.move(*image.shape[:2])
-        return moved(image, move, self.rule), moved_objects(annotations, image.shape, move, masks)
 
 
 @dataclass(frozen=True)
@@ -119,17 +109,17 @@ class TrainTransform:
         """Returns this transform with `max_px`, if that is smaller."""
         return replace(self, max_px=min(self.max_px, max_px))
 
-    def __call__(self, image, annotations, masks, rng):
-        window = (0, 0) + image.shape[:2]
+    def move(self, height, width, boxes, rng):
+        """Draws the Move of an image of this size; `boxes()` tells where its objects are."""
+        window = (0, 0, height, width)
         if self.crop is not None:
-            window = random_window(rng, *image.shape[:2], self.crop, annotations.boxes)
+            window = random_window(rng, height, width, self.crop, boxes())
         if self.sampling == "range":
             short = int(rng.integers(min(self.short_px), max(self.short_px) + 1))
         else:
             short = self.short_px[int(rng.integers(len(self.short_px)))]
         size = resized(*window[2:], short, self.max_px, self.rule)
-        move = Move(window, *size, self.flip and rng.random() < 0.5)
-        return moved(image, move, self.rule), moved_objects(annotations, image.shape, move, masks)
+        return Move(window, *size, self.flip and rng.random() < 0.5)
 
 
 def resized(height, width, short_px, max_px, rule="detectron2"):
@@ -172,7 +162,7 @@ def moved(image, move, rule="detectron2"):
         else:
             image = np.asarray(Image.fromarray(image).resize((move.width, move.height),
                                                              Image.BILINEAR))
-    return image[:, ::-1] if move.mirrored else image
+    return cv2.flip(image, 1) if move.mirrored else image
 
 
 def moved_objects(annotations, size, move, masks):
@@ -186,7 +176,7 @@ def moved_objects(annotations, size, move, masks):
         their mask, are left out.
 
     Raises:
-      ValueError: see `instance_masks.moved_masks`.
+      BadMask: see `instance_masks.moved_masks`.
     """
     boxes = move.boxes(annotations.boxes)
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)

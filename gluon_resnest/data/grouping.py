@@ -22,15 +22,18 @@ class GroupedPlan:
       groups: int (L,), the group of each sample.
       batch, rank, size, seed, remainder: as for `TrainPlan`; "fill" rounds the steps of an epoch
         up, "discard" down. No sample is left out for that.
+      shape: callable (epoch, sample) -> what the samples of a batch are sorted by before workers
+        get their parts of it.
 
     Raises:
       UserError: if the numbers do not fit together.
     """
 
-    def __init__(self, groups, batch, rank, size, seed, remainder="fill"):
+    def __init__(self, groups, batch, rank, size, seed, remainder="fill", shape=None):
         plan = TrainPlan(len(groups), batch, rank, size, seed, remainder=remainder)
         self.batch, self.steps_per_epoch = plan.batch, plan.steps_per_epoch
         self._groups, self._seed, self._whole = np.asarray(groups), seed, batch
+        self._shape = shape
         self._own = slice(rank * plan.batch, (rank + 1) * plan.batch)
         self._counts = np.unique(self._groups, return_counts=True)[1].tolist()
         self._numbers = np.unique(self._groups).tolist()
@@ -44,7 +47,10 @@ class GroupedPlan:
         permutation = number * self._whole // len(self._groups)     # no batch is complete earlier
         while self._before(permutation + 1) <= number:
             permutation += 1
-        return self._completed(permutation)[number - self._before(permutation)][self._own]
+        batch = self._completed(permutation)[number - self._before(permutation)]
+        if self._shape is not None:
+            batch = np.array(sorted(batch.tolist(), key=lambda index: self._shape(epoch, index)))
+        return batch[self._own]
 
     def _before(self, permutation):
         """Returns how many batches are complete before a permutation begins."""
@@ -73,14 +79,14 @@ class GroupedPlan:
         return line[len(line) - count:]
 
 
-class GroupedEvalPlan:
+class SortedEvalPlan:
     """Says which samples a worker evaluates at every step; all workers together: each one once.
 
-    An `EvalPlan` in the order of the groups, the dataset's order within each.
+    An `EvalPlan` in the order of the shapes, so that those of a batch are alike.
     """
 
-    def __init__(self, groups, batch, rank=0, size=1):
-        self._order = np.argsort(groups, kind="stable")
+    def __init__(self, shapes, batch, rank=0, size=1):
+        self._order = np.array(sorted(range(len(shapes)), key=shapes.__getitem__), np.int64)
         self._plan = EvalPlan(len(self._order), batch, rank, size)
         self.batch, self.steps_per_epoch = self._plan.batch, self._plan.steps_per_epoch
 

@@ -7,6 +7,10 @@ import numpy as np
 from gluon_resnest.errors import MissingExtra
 
 
+class BadMask(Exception):
+    """What is wrong with a segmentation."""
+
+
 class Move(NamedTuple):
     """What becomes of an image: a window is cut out, resized and mirrored, in this order.
 
@@ -98,7 +102,7 @@ def moved_masks(segmentations, size, move):
       move: Move.
 
     Raises:
-      ValueError: if run lengths do not add up to their size, or it is not that of the image.
+      BadMask: if run lengths do not add up to their size, or it is not that of the image.
     """
     codes = [_polygons(each, move) if isinstance(each, (list, tuple)) else
              _encoded(move.mask(as_pixels(each, size))) for each in segmentations]
@@ -109,21 +113,46 @@ def as_pixels(segmentation, size):
     """Decodes run lengths {"size", "counts"}, compressed or not: uint8 (H, W); arrays stay.
 
     Raises:
-      ValueError: see `moved_masks`.
+      BadMask: if they do not fit the size, or are none.
     """
-    if isinstance(segmentation, dict):
-        counts, shape = segmentation["counts"], tuple(segmentation["size"])
-        tools = coco_masks()
-        if isinstance(counts, list):
-            if sum(counts) != shape[0] * shape[1] or min(counts, default=0) < 0:
-                raise ValueError(f"run lengths of {sum(counts)} pixels for a mask of "
-                                 f"{shape[0]} x {shape[1]}")
-            segmentation = tools.frPyObjects(segmentation, *shape)
-        segmentation = tools.decode(segmentation)
-    if segmentation.shape != tuple(size):
-        raise ValueError(f"a mask of {segmentation.shape[0]} x {segmentation.shape[1]} pixels for "
-                         f"an image of {size[0]} x {size[1]}")
-    return segmentation
+    if not isinstance(segmentation, dict):
+        return segmentation
+    try:
+        height, width = (int(side) for side in segmentation["size"])
+        runs = segmentation["counts"]
+        runs = np.array(runs if isinstance(runs, list) else run_lengths(runs), np.int64)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BadMask(f"no run lengths of COCO ({type(error).__name__}: {error})") from error
+    if (height, width) != tuple(size) or runs.sum() != height * width or (runs < 0).any():
+        raise BadMask(f"run lengths of {runs.sum()} pixels and size {height} x {width} for an "
+                      f"image of {size[0]} x {size[1]}")
+    values = np.arange(len(runs)) % 2
+    return np.repeat(values.astype(np.uint8), runs).reshape(width, height).T
+
+
+def run_lengths(code):
+    """Returns the numbers in COCO's compressed run lengths, bytes or str, as a list.
+
+    Each is written in groups of five bits, the lowest first, a sixth bit for "more follows"; from
+    the fourth number on, the difference to the last but one.
+    """
+    code = code.encode("ascii") if isinstance(code, str) else code
+    numbers, value, shift = [], 0, 0
+    for letter in code:
+        bits = letter - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{chr(letter)!r} among the letters")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("it ends within a number")
+    return numbers
 
 
 def coco_masks():

@@ -1,15 +1,17 @@
 """Annotated objects, and what a source of images with objects offers.
 
-A source has `class_names` (tuple of str), `category_ids` (int64 (K,), each class's number in COCO's
-files), `len`, `image_id(index)`, `size(index) -> (height, width)`, `read(index) -> uint8 (H, W, 3)`,
-`objects(index) -> Annotations`, `learnable(index) -> bool`, whether an object is no crowd, and
-`name(index)` for messages. Sources are picklable and read files lazily.
+A source has `class_names` (tuple of str), `category_ids` (int64 (K,), each class's number in
+COCO's files), `len`, `image_id(index)`, `size(index) -> (height, width)`, `read(index) -> uint8
+(H, W, 3)`, `objects(index) -> Annotations`, `learnable(index) -> bool`, whether an object is no
+crowd, and `name(index)` for messages. Sources are picklable and read files lazily.
 """
 from typing import NamedTuple
 
 import numpy as np
 
+from gluon_resnest.data import images
 from gluon_resnest.data.instance_masks import as_pixels, coco_masks
+from gluon_resnest.errors import UserError
 
 
 class Annotations(NamedTuple):
@@ -33,15 +35,32 @@ class Annotations(NamedTuple):
 
 def ground_truth(source):
     """Returns a source's objects as the content of an annotation file of COCO."""
-    images, annotations = [], []
+    pictures, annotations = [], []
     for index in range(len(source)):
         height, width = source.size(index)
-        images.append({"id": int(source.image_id(index)), "file_name": source.name(index),
-                       "height": height, "width": width})
+        pictures.append({"id": int(source.image_id(index)), "file_name": source.name(index),
+                         "height": height, "width": width})
         annotations.extend(_annotations(source, index))
-    return {"images": images, "annotations": annotations,
+    return {"images": pictures, "annotations": annotations,
             "categories": [{"id": int(number), "name": name}
                            for number, name in zip(source.category_ids, source.class_names)]}
+
+
+def load(path, size, name):
+    """Loads an image that must be (height, width) pixels, because its annotations are.
+
+    Returns:
+      uint8 (H, W, 3), RGB.
+
+    Raises:
+      UserError: if it cannot be read, or is of another size; calls it `name`.
+    """
+    image = images.load(path)
+    if image.shape[:2] != tuple(size):
+        raise UserError(f"{name} is {image.shape[0]} x {image.shape[1]} pixels (height x width), "
+                        f"but its annotations are for {size[0]} x {size[1]}; use the images they "
+                        "were made for")
+    return image
 
 
 def _annotations(source, index):

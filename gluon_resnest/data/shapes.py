@@ -1,14 +1,18 @@
 """Pictures of drawn shapes with exact masks and boxes: data for tests and trials of dense tasks."""
+import functools
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from gluon_resnest.data.instances import Annotations
 from gluon_resnest.data.sampling import random_for
-from gluon_resnest.errors import UserError
+from gluon_resnest.errors import UserError, check_choice
 
 KINDS = ("disc", "square", "triangle", "cross", "ring")
+SPLITS = ("train", "held-out")
 _TEXTURE_PX = 8     # of the background's spots
+_SLIVER = 0.2       # of a shape: who shows less of itself is not to be found
 
 
 class Scene(NamedTuple):
@@ -18,12 +22,14 @@ class Scene(NamedTuple):
     masks: bool (n, H, W), the visible pixels of each shape, lowest shape first; none is empty.
     boxes: float32 (n, 4), (left, top, right, bottom) of these pixels, right and bottom exclusive.
     kinds: int64 (n,), numbers in KINDS.
+    shares: float64 (n,), how much of each outline is visible, 0..1; all of the last.
     """
 
     image: np.ndarray
     masks: np.ndarray
     boxes: np.ndarray
     kinds: np.ndarray
+    shares: np.ndarray
 
 
 def draw_scene(rng, height, width, *, most=4, kinds=len(KINDS)):
@@ -38,7 +44,7 @@ def draw_scene(rng, height, width, *, most=4, kinds=len(KINDS)):
       kinds: how many of KINDS are drawn, from the first.
     """
     image = _ground(rng, height, width)
-    masks, numbers = [], []
+    masks, numbers, whole = [], [], []
     for _ in range(int(rng.integers(1, most + 1))):
         kind = int(rng.integers(kinds))
         mask = _outline(rng, KINDS[kind], height, width)
@@ -46,13 +52,15 @@ def draw_scene(rng, height, width, *, most=4, kinds=len(KINDS)):
         image[mask] = _contrasting(rng, color)
         masks = [earlier & ~mask for earlier in masks] + [mask]
         numbers.append(kind)
+        whole.append(mask.sum())
     seen = [number for number, mask in enumerate(masks) if mask.any()]
     masks = np.array([masks[number] for number in seen]).reshape(-1, height, width)
     noise = rng.normal(0, 8, image.shape)
     image = np.clip(image + noise, 0, 255).astype(np.uint8)
     return Scene(image, masks, np.array([_box(mask) for mask in masks],
                                         np.float32).reshape(-1, 4),
-                 np.array([numbers[number] for number in seen], np.int64))
+                 np.array([numbers[number] for number in seen], np.int64),
+                 masks.sum(axis=(1, 2)) / [whole[number] for number in seen])
 
 
 class ShapeScenes:
@@ -92,6 +100,68 @@ class ShapeScenes:
 
     def name(self, index):
         return f"drawn picture {index}"
+
+
+class ShapeInstances:
+    """A source of scenes with objects, see `instances`; every other picture stands upright.
+
+    Picture i depends on (seed, split, i) only. Shapes of which others cover more than four fifths
+    are crowds: neither learnt nor counted.
+
+    Args:
+      length: number of pictures.
+      size: height and width, one number or (height, width); exchanged in odd pictures.
+      classes: how many of KINDS are drawn, from the first.
+      seed: chooses the pictures.
+      split: "train" or "held-out", which share no picture.
+      most: largest number of shapes in a picture.
+
+    Raises:
+      UserError: if a number makes no sense.
+    """
+
+    def __init__(self, length, size, classes=3, *, seed=0, split="train", most=4):
+        height, width = (size, size) if np.isscalar(size) else size
+        if min(length, height, width, most) < 1 or not 1 <= classes <= len(KINDS):
+            raise UserError(f"expected a positive length, size and number of shapes and 1 to "
+                            f"{len(KINDS)} classes, got {length}, {size}, {most} and {classes}")
+        check_choice("split", split, SPLITS)
+        self._length, self._size = length, (height, width)
+        self._drawn = (seed, SPLITS.index(split), most, classes)
+        self._split = split
+        self.class_names = KINDS[:classes]
+        self.category_ids = np.arange(1, classes + 1)
+
+    def __len__(self):
+        return self._length
+
+    def image_id(self, index):
+        return index + 1
+
+    def size(self, index):
+        return self._size[::-1] if index % 2 else self._size
+
+    def name(self, index):
+        return f"drawn {self._split} picture {index}"
+
+    def learnable(self, index):
+        return True     # the last shape is visible
+
+    def read(self, index):
+        return _scene(*self._drawn, index, self.size(index)).image
+
+    def objects(self, index):
+        scene = _scene(*self._drawn, index, self.size(index))
+        count, most = len(scene.kinds), self._drawn[2]
+        return Annotations(index * most + 1 + np.arange(count), scene.boxes, scene.kinds,
+                           scene.shares < _SLIVER, scene.masks.sum(axis=(1, 2)).astype(np.float64),
+                           list(scene.masks))
+
+
+@functools.lru_cache(maxsize=2)     # image and objects are asked for one after the other
+def _scene(seed, split, most, kinds, index, size):
+    return draw_scene(random_for(seed, split, index, "shape instances"), *size, most=most,
+                      kinds=kinds)
 
 
 def _ground(rng, height, width):
