@@ -15,7 +15,7 @@ from gluon_resnest.errors import UserError
 
 
 def to_chw(image, rng):
-    return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32)
 
 
 def encoded(array, kind="PNG", mode=None, **options):

@@ -156,7 +156,7 @@ class AutoAugment:
     fill: tuple
 
     def __call__(self, image, rng):
-        picture = Image.fromarray(image)
+        picture = Image.fromarray(np.asarray(image))
         for step in self.table[rng.integers(len(self.table))]:
             picture = step.apply(picture, rng, self.fill)
         return np.asarray(picture)
@@ -181,7 +181,7 @@ class RandAugment:
                             f"0..{MAX_MAGNITUDE}, got {self.operations!r} and {self.magnitude!r}")
 
     def __call__(self, image, rng):
-        picture = Image.fromarray(image)
+        picture = Image.fromarray(np.asarray(image))
         names = tuple(RANDAUGMENT_SPANS)
         for choice in rng.integers(len(names), size=self.operations):
             name = names[choice]

@@ -16,12 +16,13 @@ class RecordDataset:
 
     Args:
       rec: path of the .rec file, written by tools/pack_records.py or MXNet's im2rec.
-      transform: callable (image uint8 (H, W, 3) RGB, rng) -> float32 (3, H, W).
+      transform: callable (`images.Picture`, rng) -> float32 (3, H, W).
       classes: number of classes; labels outside 0..classes-1 are refused. By default as many as
         the file's .classes.txt names, and any number where there is none.
 
     Attributes:
       class_names: list of str, or None if the names are not known.
+      labels: int64 (N,); asking for them reads the whole file.
 
     Raises:
       UserError: if the file is missing or damaged.
@@ -44,11 +45,15 @@ class RecordDataset:
         label, data = self._records[index]
         label = self._checked(label, index)
         try:
-            image = images.decode(data)
+            return self._transform(images.Picture(data), rng), label
         except images.BadImage as error:
             raise UserError(f"{self.name(index)}: {error}; pack it again without this image"
                             ) from error
-        return self._transform(image, rng), label
+
+    @property
+    def labels(self):
+        return np.array([self._checked(self._records[index][0], index)
+                         for index in range(len(self))], np.int64)
 
     def name(self, index):
         """Returns what an error message calls this sample."""
@@ -73,13 +78,14 @@ class FolderDataset:
 
     Args:
       root: the folder that contains the class folders.
-      transform: callable (image uint8 (H, W, 3) RGB, rng) -> float32 (3, H, W).
+      transform: callable (`images.Picture`, rng) -> float32 (3, H, W).
       classes: number of classes; more folders than that are refused.
       class_names: numbers the classes by this list, e.g. the training set's; folders for some of
         them may then be missing.
 
     Attributes:
       class_names: list of str.
+      labels: int64 (N,).
 
     Raises:
       UserError: if there is no such folder, no image in it, or too many classes.
@@ -93,15 +99,18 @@ class FolderDataset:
             raise UserError(f"expected at most {classes} classes in {root}, got "
                             f"{len(self.class_names)}; check the folder and the number of classes")
         self._files = [file for _, file in items]
-        self._labels = np.array([label for label, _ in items], dtype=np.int64)
+        self.labels = np.array([label for label, _ in items], dtype=np.int64)
 
     def __len__(self):
         return len(self._files)
 
     def __getitem__(self, key):
         index, rng = key
-        image = images.load(self._root / self._files[index])
-        return self._transform(image, rng), self._labels[index]
+        data = images.read_file(self.name(index))
+        try:
+            return self._transform(images.Picture(data), rng), self.labels[index]
+        except images.BadImage as error:
+            raise UserError(f"{self.name(index)}: {error}; replace or remove it") from error
 
     def name(self, index):
         """Returns what an error message calls this sample."""

@@ -40,7 +40,7 @@ def resize(image, height, width, interpolation):
 
 
 def cut(image, box):
-    """Returns the view of `image` inside `box`."""
+    """Returns the part of `image`, an array or an `images.Picture`, inside `box`."""
     top, left, height, width = box
     return image[top:top + height, left:left + width]
 

@@ -1,7 +1,7 @@
 """Training and evaluation pipelines for classification, and the named evaluation protocols.
 
-A pipeline is a picklable callable `(image, rng) -> array`: uint8 (H, W, 3) RGB of any size in,
-contiguous float32 (3, size, size), normalised, out. All randomness comes from `rng`, a
+A pipeline is a picklable callable `(image, rng) -> array`: uint8 (H, W, 3) RGB of any size in, an
+array or an `images.Picture`; contiguous float32 (3, size, size), normalised, out. All randomness comes from `rng`, a
 `numpy.random.Generator`; evaluation pipelines ignore it.
 """
 import math
@@ -14,7 +14,7 @@ from gluon_resnest.data import autoaugment, color, crops
 from gluon_resnest.data.erasing import RandomErasing
 from gluon_resnest.errors import UserError, check_choice
 
-CROPS = ("auto", "gluon", "efficientnet")
+CROPS = ("auto", "gluon", "efficientnet", "pad", "whole")
 SMALLEST_AREA = {"gluon": 0.08, "efficientnet": 0.1}
 LARGE = 320     # crops of at least so many pixels follow EfficientNet's rules in the authors' code
 
@@ -29,10 +29,11 @@ def train_transform(size, *, auto_augment="none", crop="auto", scale=None, inter
         auto_augment: "none", or a policy of `autoaugment.POLICIES`; the policy sees the whole
             decoded image.
         crop: "gluon" (MXNet's rule), "efficientnet" (TensorFlow's rule), or "auto": gluon below
-            320 px, efficientnet from there on.
+            320 px, efficientnet from there on. "whole": the shorter side is resized, the centre
+            taken; "pad": then shifted by up to size / 8 pixels, black coming in.
         scale: smallest share of the image's area in a crop; None is the rule's own, .08 for
             gluon and .1 for efficientnet.
-        interpolation: "bilinear", "bicubic", or "auto": bilinear with "gluon", else bicubic.
+        interpolation: "bilinear", "bicubic", or "auto": bicubic with "efficientnet", else bilinear.
         flip: mirrors half of the images.
         jitter: strength of brightness, contrast and saturation; 0 switches them off.
         lighting: standard deviation of the PCA noise; 0 switches it off.
@@ -54,13 +55,17 @@ def train_transform(size, *, auto_augment="none", crop="auto", scale=None, inter
     if interpolation == "auto":
         interpolation = "bicubic" if crop == "efficientnet" else "bilinear"
     check_choice("interpolation", interpolation, crops.INTERPOLATIONS)
-    scale = SMALLEST_AREA[crop] if scale is None else scale
+    scale = SMALLEST_AREA.get(crop, 1.0) if scale is None else scale
     _check_range("scale", scale, 0, 1)
     _check_range("jitter", jitter, 0, 1)
     _check_range("lighting", lighting, 0, math.inf)
 
     stages = [] if auto_augment == "none" else [autoaugment.POLICIES[auto_augment]]
-    stages.append(RandomCrop(size, crop, scale, interpolation))
+    if crop in ("pad", "whole"):
+        stages.append(WholeImage(size, interpolation))
+        stages += [PadThenCrop(size // 8)] if crop == "pad" else []
+    else:
+        stages.append(RandomCrop(size, crop, scale, interpolation))
     if flip:
         stages.append(random_flip)
     stages.append(RandomColor(jitter, lighting, tuple(mean), tuple(std)))
@@ -79,6 +84,7 @@ def eval_transform(size, protocol="gluon", *, mean=color.MEAN, std=color.STD):
     "torch": the authors' PyTorch code, which crops the latter way, bicubic, at every size.
     "paper": section 5.1, shorter side to size / .875 at every size; bilinear up to 256 px and
         bicubic above (section 5.3).
+    "whole": shorter side to the size itself, bilinear; images of that size stay as they are.
 
     Args:
         size: side of the output in pixels.
@@ -126,7 +132,8 @@ class ResizeThenCrop:
 
     def __call__(self, image, rng):
         short = math.ceil(self.size / 0.875)
-        return crops.center_square(crops.resize_short(image, short, self.interpolation), self.size)
+        resized = crops.resize_short(np.asarray(image), short, self.interpolation)
+        return crops.center_square(resized, self.size)
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,29 @@ class CropThenResize:
     def __call__(self, image, rng):
         box = crops.scaled_center_box(*image.shape[:2], self.size)
         return crops.resize(crops.cut(image, box), self.size, self.size, "bicubic")
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """Resizes the shorter side to `size`, then takes the central square."""
+    size: int
+    interpolation: str = "bilinear"
+
+    def __call__(self, image, rng):
+        return crops.center_square(
+            crops.resize_short(image, self.size, self.interpolation), self.size)
+
+
+@dataclass(frozen=True)
+class PadThenCrop:
+    """Shifts by up to `padding` pixels each way; what comes in is black."""
+    padding: int
+
+    def __call__(self, image, rng):
+        height, width = image.shape[:2]
+        top, left = rng.integers(0, 2 * self.padding + 1, size=2)
+        edge = (self.padding, self.padding)
+        return np.pad(image, (edge, edge, (0, 0)))[top:top + height, left:left + width]
 
 
 @dataclass(frozen=True)
@@ -205,4 +235,4 @@ def _check_range(what, value, low, high):
         raise UserError(f"{what} must lie in {low}..{high}, got {value!r}")
 
 
-PROTOCOLS = {"gluon": _gluon, "torch": CropThenResize, "paper": _paper}
+PROTOCOLS = {"gluon": _gluon, "torch": CropThenResize, "paper": _paper, "whole": WholeImage}
