@@ -111,7 +111,7 @@ def test_damage_inside_is_judged_by_pillow(library):
 @needs_library
 def test_very_large_images_are_judged_by_pillow(monkeypatch):
     monkeypatch.setattr(jpeg, "_LARGEST", 100)
-    assert jpeg.read_header(encoded("RGB", 10, 10)) and not jpeg.header(encoded("RGB", 10, 11))
+    assert jpeg.read_header(encoded("RGB", 10, 10)) and not jpeg.read_header(encoded("RGB", 10, 11))
 
 
 @pytest.mark.realdata

@@ -1,8 +1,8 @@
 """Training and evaluation pipelines for classification, and the named evaluation protocols.
 
 A pipeline is a picklable callable `(image, rng) -> array`: uint8 (H, W, 3) RGB of any size in, an
-array or an `images.Picture`; contiguous float32 (3, size, size), normalised, out. All randomness comes from `rng`, a
-`numpy.random.Generator`; evaluation pipelines ignore it.
+array or an `images.Picture`; contiguous float32 (3, size, size), normalised, out. All randomness
+comes from `rng`, a `numpy.random.Generator`; evaluation pipelines ignore it.
 """
 import math
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ class WholeImage:
 
     def __call__(self, image, rng):
         return crops.center_square(
-            crops.resize_short(image, self.size, self.interpolation), self.size)
+            crops.resize_short(np.asarray(image), self.size, self.interpolation), self.size)
 
 
 @dataclass(frozen=True)
