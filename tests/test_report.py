@@ -190,7 +190,7 @@ def test_result_holds_what_a_reader_needs(tmp_path):
                           images_per_second=3.5)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert list(result) == ["measured", "metric", "expected", "tolerance", "verdict", "commit",
-                            "seconds", "images_per_second", "machine"]
+                            "seconds", "images_per_second", "parameters", "machine"]
     assert result["verdict"] == "reached" and result["metric"] == "top1"
     assert result["measured"] == {"top1": 80.9, "images": 50000}
     assert os.listdir(tmp_path) == ["result.json"]

@@ -39,6 +39,15 @@ PAGES = [
         ("top-1 %", lambda recipe: percent(recipe.expect_top1)),
         ("at 320 px", lambda recipe: percent(recipe.expect_top1_320)),
     ]),
+    ("cifar10", "CIFAR-10, the report's Tables I and II", [
+        ("network", lambda recipe: recipe.network),
+        ("epochs", lambda recipe: recipe.epochs),
+        ("batch", lambda recipe: recipe.batch),
+        ("lr", lambda recipe: f"{recipe.lr:g}"),
+        ("schedule", lambda recipe: recipe.schedule),
+        ("px", lambda recipe: recipe.crop_px),
+        ("accuracy %", lambda recipe: percent(recipe.expect_top1)),
+    ]),
     ("deeplabv3", "Semantic segmentation", [
         ("network", lambda recipe: recipe.network),
         ("epochs", lambda recipe: recipe.epochs),

@@ -23,6 +23,8 @@ class ClassificationRecipe(Recipe):
     lr: Optional[float] = setting(None, "peak learning rate instead of base_lr * batch / 256",
                                   low=0.0)
     warmup_epochs: float = setting(5.0, "epochs of linear warm-up from zero (paper, 4.2)", low=0.0)
+    schedule: str = setting("cosine", "learning rate after the warm-up: half a cosine to zero "
+                            "(paper, 4.2), or constant", choices=("cosine", "constant"))
     optimizer: str = setting("nag", "update rule", choices=("nag", "sgd", "adam"))
     momentum: float = setting(0.9, "momentum of nag and sgd (paper, 5.1)", low=0.0, high=1.0)
     wd: float = setting(1e-4, "weight decay (paper, 5.1)", low=0.0)
@@ -60,8 +62,9 @@ class ClassificationRecipe(Recipe):
     auto_augment: str = setting("authors", "policy: the list of the authors' code, the AutoAugment "
                                 "paper's, RandAugment, or none",
                                 choices=("authors", "paper", "randaugment", "none"))
-    crop_rule: str = setting("auto", "random crop: gluon, efficientnet, or auto (efficientnet "
-                             "from 320 px)", choices=("auto", "gluon", "efficientnet"))
+    crop_rule: str = setting("auto", "random crop: gluon, efficientnet, auto (efficientnet from "
+                             "320 px), pad (the image shifted by up to an eighth), or whole (none)",
+                             choices=("auto", "gluon", "efficientnet", "pad", "whole"))
     crop_scale: Optional[float] = setting(None, "smallest share of the image's area in a random "
                                           "crop; none: the crop rule's, 0.08 or 0.1", low=0.01,
                                           high=1.0)
@@ -74,6 +77,8 @@ class ClassificationRecipe(Recipe):
                               choices=("global", "shards"))
     remainder: str = setting("fill", "last step of an epoch: filled from the next permutation, or "
                              "discarded", choices=("fill", "discard"))
+    hold_out: int = setting(0, "training images, chosen by the seed, that are evaluated instead "
+                            "of the evaluation set; 0: none", low=0)
     # distillation
     teacher: str = setting("", "zoo name of a teacher network; empty: no distillation")
     temperature: float = setting(20.0, "softening of the distillation", low=1e-3)
@@ -82,7 +87,7 @@ class ClassificationRecipe(Recipe):
     # evaluation
     eval_px: int = setting(224, "crop of an evaluation image (paper, Tables 1 and 4)", low=8)
     eval_protocol: str = setting("gluon", "resize rule before the evaluation crop",
-                                 choices=("gluon", "torch", "paper"))
+                                 choices=("gluon", "torch", "paper", "whole"))
     eval_every: int = setting(5, "epochs between evaluations", low=1)
     expect_top1: Optional[float] = setting(None, "published top-1 at eval_px in percent", low=0.0,
                                            high=100.0)
@@ -124,4 +129,5 @@ class ClassificationRecipe(Recipe):
     def smoke(self, workers):
         """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""
         return dataclasses.replace(self, epochs=2, warmup_epochs=1.0, batch=4 * workers,
-                                   crop_px=64, eval_px=64, eval_every=1, expect_top1=None)
+                                   crop_px=64, eval_px=64, eval_every=1, expect_top1=None,
+                                   hold_out=0)

@@ -191,7 +191,7 @@ def draw_curves(workdir):
 
 
 def write_result(path, *, measured, expected=None, tolerance=None, seconds, images_per_second,
-                 main_metric):
+                 main_metric, parameters=None):
     """Judges a final evaluation, writes it as JSON and returns what was written.
 
     Args:
@@ -200,12 +200,13 @@ def write_result(path, *, measured, expected=None, tolerance=None, seconds, imag
       expected: published value of `main_metric`, or None.
       tolerance: how far below it still counts as reached.
       seconds: wall time of training; images_per_second: over all workers.
+      parameters: how many numbers the network learns.
     """
     result = {"measured": measured, "metric": main_metric, "expected": expected,
               "tolerance": tolerance,
               "verdict": verdict(measured[main_metric], expected, tolerance),
               "commit": commit(), "seconds": seconds, "images_per_second": images_per_second,
-              "machine": machine()}
+              "parameters": parameters, "machine": machine()}
     if path is not None:
         _write_text(Path(path), json.dumps(result, indent=1) + "\n")
     return result

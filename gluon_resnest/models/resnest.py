@@ -32,6 +32,8 @@ class Architecture:
       pool_first: pool (stride 1) in the first bottleneck of stage 1 as well.
       dropblock: final probability of DropBlock in stages 3 and 4.
       final_drop: dropout before the classifier.
+      stem_stride: of the stem's first convolution; 1 keeps twice the resolution throughout, for
+        images of 32 pixels.
       widths: inner channels of the four stages; their outputs have `EXPANSION` times as many.
       deform_stages: stages, numbered 2 to 5 as their outputs c2 to c5, whose split attention
         samples by a deformable convolution (paper, tables 9, 10 and 12).
@@ -47,6 +49,7 @@ class Architecture:
     pool_first: bool = False
     dropblock: float = 0.1
     final_drop: float = 0.0
+    stem_stride: int = 2
     widths: Tuple[int, int, int, int] = (64, 128, 256, 512)
     deform_stages: Tuple[int, ...] = ()
     deform_groups: int = 2
@@ -199,12 +202,13 @@ class ResNeSt(Backbone):
         super().__init__(prefix=prefix)
         plan = stage_plan(output_stride)
         self.feature_channels = tuple(width * EXPANSION for width in arch.widths)
-        self.feature_strides = tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
+        self.feature_strides = tuple(min(stride, output_stride) * arch.stem_stride // 2
+                                     for stride in (4, 8, 16, 32))
         dropblock = arch.dropblock if dropblock is None else dropblock
         final_drop = arch.final_drop if final_drop is None else final_drop
         inputs = (2 * arch.stem_width,) + self.feature_channels[:3]
         with self.name_scope():
-            self.conv1 = deep_stem(arch.stem_width, in_channels, norm)
+            self.conv1 = deep_stem(arch.stem_width, in_channels, norm, arch.stem_stride)
             self.bn1 = norm(in_channels=2 * arch.stem_width)
             self.relu = nn.Activation("relu")
             self.maxpool = nn.MaxPool2D(3, 2, padding=1)
@@ -260,12 +264,12 @@ def initialize(net, ctx=None):
     net.initialize(KAIMING, ctx=ctx)
 
 
-def deep_stem(width, in_channels, norm):
+def deep_stem(width, in_channels, norm, strides=2):
     """Three 3x3 convolutions in place of the 7x7 one (He et al. 2019, ResNet-C)."""
     stem = nn.HybridSequential(prefix="conv1")
-    for channels, inputs, strides in ((width, in_channels, 2), (width, width, 1)):
-        stem.add(nn.Conv2D(channels, 3, strides, 1, use_bias=False, in_channels=inputs),
-                 norm(in_channels=channels),
+    for inputs, stride in ((in_channels, strides), (width, 1)):
+        stem.add(nn.Conv2D(width, 3, stride, 1, use_bias=False, in_channels=inputs),
+                 norm(in_channels=width),
                  nn.Activation("relu"))
     stem.add(nn.Conv2D(2 * width, 3, 1, 1, use_bias=False, in_channels=width))
     return stem

@@ -1,19 +1,16 @@
 """Image classification as a Task: network, images, soft targets, exact top-k counts."""
 import logging
-from pathlib import Path
 
 import mxnet as mx
 from mxnet import nd
 from tqdm import tqdm
 
 from gluon_resnest.data import mixing
-from gluon_resnest.data.classification import FolderDataset, RecordDataset
 from gluon_resnest.data.loader import Loader
 from gluon_resnest.data.sampling import EvalPlan, TrainPlan
 from gluon_resnest.data.synthetic import SyntheticClassification
-from gluon_resnest.data.transforms import eval_transform, train_transform
 from gluon_resnest.engine.amp import enable
-from gluon_resnest.engine.optim import Cosine, decays, optimizer, set_multipliers
+from gluon_resnest.engine.optim import Cosine, Steps, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy
@@ -21,6 +18,8 @@ from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.norm import few_values, freeze_stages
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.tasks.classification_data import (
+    evaluation_images, held_out_images, training_images)
 from gluon_resnest.tasks.workload import classification_workload
 from gluon_resnest.zoo import get_model, load_weights
 
@@ -39,13 +38,10 @@ class Classification:
     main_metric = "top1"
     workload = staticmethod(classification_workload)
 
-    @staticmethod
-    def add_flags(parser):
+    @classmethod
+    def add_flags(cls, parser):
         """Adds the paths and sizes that belong to a machine, not to the experiment."""
-        parser.add_argument("--rec-train", metavar="PATH",
-                            help="training images: a .rec file (tools/pack_records.py or MXNet's "
-                            "im2rec), or a folder of class folders")
-        parser.add_argument("--rec-val", metavar="PATH", help="evaluation images, likewise")
+        cls.add_paths(parser)
         parser.add_argument("--eval-batch", type=int, default=64, metavar="N",
                             help="images per evaluation step of a worker (default: %(default)s)")
         parser.add_argument("--synthetic-steps", type=int, default=100, metavar="N",
@@ -54,15 +50,23 @@ class Classification:
         parser.add_argument("--teacher-weights", metavar="FILE",
                             help="parameters of the recipe's teacher network, or: published")
 
+    @staticmethod
+    def add_paths(parser):
+        """Adds where the images are."""
+        parser.add_argument("--rec-train", metavar="PATH",
+                            help="training images: a .rec file (tools/pack_records.py or MXNet's "
+                            "im2rec), or a folder of class folders")
+        parser.add_argument("--rec-val", metavar="PATH", help="evaluation images, likewise")
+
     def __init__(self, recipe, run, comm):
         self._recipe, self._comm = recipe, comm
         self._context = comm.context(run.device)
         self._train, self.class_names = None, None
         if not run.eval_only:
-            self._train = _training_data(recipe, run, comm)
+            self._train = self.open_training(run)
             self.steps_per_epoch = self._train.steps_per_epoch
             self.class_names = self._train.dataset.class_names
-        self._val = _evaluation_data(recipe, run, comm, self.class_names)
+        self._val = self.open_evaluation(run)
         self.class_names = self.class_names or self._val.dataset.class_names
 
         enable(recipe.precision, self._context)
@@ -88,14 +92,17 @@ class Classification:
 
     @property
     def lr_at(self):
-        """The learning rate schedule: warm-up, then half a cosine to zero (paper, 4.2)."""
+        """The learning rate schedule: warm-up, then half a cosine to zero (paper, 4.2), or flat."""
         steps = self.steps_per_epoch
-        return Cosine(self._recipe.peak_lr, round(self._recipe.warmup_epochs * steps),
-                      self._recipe.epochs * steps)
+        warmup = round(self._recipe.warmup_epochs * steps)
+        if self._recipe.schedule == "constant":
+            return Steps(self._recipe.peak_lr, warmup, milestones=())
+        return Cosine(self._recipe.peak_lr, warmup, self._recipe.epochs * steps)
 
     def on_epoch(self, epoch):
         """Sets DropBlock's probability on its linear ramp, which ends at the recipe's value."""
-        set_drop_prob(self.net, self._recipe.dropblock * (epoch + 1) / self._recipe.epochs)
+        if self._recipe.dropblock:          # a change has the network traced anew
+            set_drop_prob(self.net, self._recipe.dropblock * (epoch + 1) / self._recipe.epochs)
 
     def batches(self, start_step):
         """Yields (images (N, 3, S, S), targets (N, K)) on the device, from a global step on."""
@@ -142,6 +149,49 @@ class Classification:
         """Returns the sentence a person reads about `evaluate`'s values."""
         return (f"top-1 {metrics['top1']:.3f} % ({metrics['top1_hits']} of {metrics['images']}), "
                 f"top-5 {metrics['top5']:.3f} % ({metrics['top5_hits']} of {metrics['images']})")
+
+    def open_training(self, run):
+        """Returns the loader of the training images."""
+        recipe = self._recipe
+        if run.data == "synthetic":
+            dataset = self._generated(recipe.crop_px, recipe.batch * run.synthetic_steps)
+        else:
+            dataset = self.training_images(run)
+        return Loader(dataset, self._train_plan(dataset), seed=recipe.seed,
+                      workers=run.data_workers)
+
+    def open_evaluation(self, run):
+        """Returns the loader of the evaluation images; those of training are open already."""
+        recipe = self._recipe
+        if run.data == "synthetic":
+            dataset = self._generated(recipe.eval_px, recipe.batch * run.synthetic_steps // 8)
+        else:
+            dataset = self.evaluation_images(run)
+        return Loader(dataset, self._eval_plan(dataset, run), seed=recipe.seed,
+                      workers=run.data_workers)
+
+    def training_images(self, run):
+        """Opens the dataset of training images."""
+        return training_images(self._recipe, run.rec_train, "--rec-train")
+
+    def evaluation_images(self, run):
+        """Opens the dataset of evaluation images."""
+        if self._recipe.hold_out:
+            return held_out_images(self._recipe, run.rec_train, "--rec-train")
+        return evaluation_images(self._recipe, run.rec_val, "--rec-val", self.class_names)
+
+    def _generated(self, size, length):
+        return SyntheticClassification(max(1, length), size, self._recipe.classes,
+                                       self._recipe.seed)
+
+    def _train_plan(self, dataset):
+        recipe, comm = self._recipe, self._comm
+        return TrainPlan(len(dataset), recipe.batch, comm.rank, comm.size, recipe.seed,
+                         recipe.data_order, recipe.remainder)
+
+    def _eval_plan(self, dataset, run):
+        comm = self._comm
+        return EvalPlan(len(dataset), run.eval_batch * comm.size, comm.rank, comm.size)
 
     def close(self):
         """Ends the loader processes."""
@@ -196,6 +246,7 @@ def _network(recipe, comm, context):
     net = get_model(recipe.network, classes=recipe.classes, last_gamma=recipe.last_gamma,
                     norm_layer=recipe.norm, **options)
     set_drop_rule(net, recipe.dropblock_rule, per_sample=recipe.dropblock_mask == "sample")
+    set_drop_prob(net, recipe.dropblock / recipe.epochs)
     initialize(net, ctx=context)
     return net
 
@@ -221,52 +272,3 @@ def _teacher(recipe, run, context):
     load_weights(net, recipe.teacher, run.teacher_weights, ctx=context)
     net.hybridize(static_alloc=True)
     return net
-
-
-def _training_data(recipe, run, comm):
-    """Returns the loader of the training images."""
-    transform = train_transform(
-        recipe.crop_px, auto_augment=recipe.auto_augment, crop=recipe.crop_rule,
-        scale=recipe.crop_scale, flip=recipe.flip, jitter=recipe.jitter, lighting=recipe.lighting,
-        erase_prob=recipe.erase_prob)
-    if run.data == "synthetic":
-        dataset = SyntheticClassification(recipe.batch * run.synthetic_steps, recipe.crop_px,
-                                          recipe.classes, recipe.seed)
-    else:
-        dataset = open_images(run.rec_train, "--rec-train", transform, recipe.classes)
-    plan = TrainPlan(len(dataset), recipe.batch, comm.rank, comm.size, recipe.seed,
-                     recipe.data_order, recipe.remainder)
-    return Loader(dataset, plan, seed=recipe.seed, workers=run.data_workers)
-
-
-def _evaluation_data(recipe, run, comm, class_names):
-    """Returns the loader of the evaluation images; `class_names` are the training set's."""
-    transform = eval_transform(recipe.eval_px, recipe.eval_protocol)
-    if run.data == "synthetic":
-        length = max(1, recipe.batch * run.synthetic_steps // 8)
-        dataset = SyntheticClassification(length, recipe.eval_px, recipe.classes, recipe.seed)
-    else:
-        dataset = open_images(run.rec_val, "--rec-val", transform, recipe.classes, class_names)
-    plan = EvalPlan(len(dataset), run.eval_batch * comm.size, comm.rank, comm.size)
-    return Loader(dataset, plan, seed=recipe.seed, workers=run.data_workers)
-
-
-def open_images(path, flag, transform, classes, class_names=None):
-    """Opens class-labelled images by what `path` is.
-
-    Args:
-      path: a .rec file, or a folder of class folders.
-      flag: the command line flag it came from, for the error messages.
-      transform: pipeline applied to each image.
-      classes: labels must be below.
-      class_names: numbers the class folders of a folder, e.g. by the training set's names.
-
-    Raises:
-      UserError: if there is nothing to open, or more classes than the network has.
-    """
-    if not path:
-        raise UserError(f"{flag} PATH is missing; give a .rec file or a folder of class folders, "
-                        "or use --data synthetic")
-    if not Path(path).is_dir():
-        return RecordDataset(path, transform, classes=classes)
-    return FolderDataset(path, transform, classes=classes, class_names=class_names)

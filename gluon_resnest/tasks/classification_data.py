@@ -1,0 +1,58 @@
+"""The images a classification recipe means, opened with its pipelines."""
+from pathlib import Path
+
+from gluon_resnest.data.classification import FolderDataset, RecordDataset
+from gluon_resnest.data.splitting import Subset, split
+from gluon_resnest.data.transforms import eval_transform, train_transform
+from gluon_resnest.errors import UserError
+
+
+def training_images(recipe, path, flag):
+    """Opens the training images without those the recipe holds out; arguments as `open_images`."""
+    dataset = open_images(path, flag, _training_pipeline(recipe), recipe.classes)
+    if not recipe.hold_out:
+        return dataset
+    return Subset(dataset, split(dataset.labels, recipe.hold_out, recipe.seed)[0])
+
+
+def held_out_images(recipe, path, flag):
+    """Opens the training images that the recipe holds out, for evaluation."""
+    dataset = open_images(path, flag, _evaluation_pipeline(recipe), recipe.classes)
+    return Subset(dataset, split(dataset.labels, recipe.hold_out, recipe.seed)[1])
+
+
+def evaluation_images(recipe, path, flag, class_names=None):
+    """Opens the evaluation images; arguments as `open_images`."""
+    return open_images(path, flag, _evaluation_pipeline(recipe), recipe.classes, class_names)
+
+
+def _training_pipeline(recipe):
+    return train_transform(
+        recipe.crop_px, auto_augment=recipe.auto_augment, crop=recipe.crop_rule,
+        scale=recipe.crop_scale, flip=recipe.flip, jitter=recipe.jitter, lighting=recipe.lighting,
+        erase_prob=recipe.erase_prob)
+
+
+def _evaluation_pipeline(recipe):
+    return eval_transform(recipe.eval_px, recipe.eval_protocol)
+
+
+def open_images(path, flag, transform, classes, class_names=None):
+    """Opens class-labelled images by what `path` is.
+
+    Args:
+      path: a .rec file, or a folder of class folders.
+      flag: the command line flag it came from, for the error messages.
+      transform: pipeline applied to each image.
+      classes: labels must be below.
+      class_names: numbers the class folders of a folder, e.g. by the training set's names.
+
+    Raises:
+      UserError: if there is nothing to open, or more classes than the network has.
+    """
+    if not path:
+        raise UserError(f"{flag} PATH is missing; give a .rec file or a folder of class folders, "
+                        "or use --data synthetic")
+    if not Path(path).is_dir():
+        return RecordDataset(path, transform, classes=classes)
+    return FolderDataset(path, transform, classes=classes, class_names=class_names)

@@ -1,0 +1,169 @@
+"""CIFAR-10 is the same images whatever form it comes in, and nothing in it is executed."""
+import io
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gluon_resnest.data import cifar10
+from gluon_resnest.data.packing import folder_items, pack
+from gluon_resnest.errors import UserError
+
+NAMES = ("bird", "cat", "ship")
+PER_CLASS = {"train": 4, "test": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tree of PNG files; returns its root."""
+    root, random = tmp_path_factory.mktemp("images"), np.random.RandomState(0)
+    for part, count in PER_CLASS.items():
+        for name in NAMES:
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.randint(0, 256, (2, 2, 3)).astype("uint8")
+                pixels = pixels.repeat(16, axis=0).repeat(16, axis=1)
+                Image.fromarray(pixels).save(root / part / name / f"{number:04d}.png")
+    return root
+
+
+def write_batches(root, parts, protocol):
+    """Writes the python batches as Krizhevsky's files have them: rows of 3 x 32 x 32."""
+    root.mkdir()
+    pieces = {"test_batch": (parts["test"], range(6))}
+    for number in range(5):
+        pieces[f"data_batch_{number + 1}"] = (parts["train"], range(number, 12, 5))
+    for name, (images, chosen) in pieces.items():
+        some = images.take(list(chosen))
+        content = {"data": some.pixels.transpose(0, 3, 1, 2).reshape(len(some), -1),
+                   "labels": some.labels.tolist(), "batch_label": name, "filenames": ["x.png"]}
+        (root / name).write_bytes(pickle.dumps(content, protocol))
+    (root / "batches.meta").write_bytes(pickle.dumps(
+        {"label_names": list(NAMES), "num_cases_per_batch": 1, "num_vis": 3072}, protocol))
+
+
+def archive(root, path, top):
+    with tarfile.open(path, "w:gz") as file:
+        file.add(root, arcname=top)
+    return path
+
+
+def check(got, expected, ordered=True):
+    assert got.class_names == expected.class_names == NAMES
+    one, other = ((images.pixels, images.labels) if ordered else
+                  (np.array(sorted(p.tobytes() + bytes([int(label)]) for p, label in
+                                   zip(images.pixels, images.labels))), [])
+                  for images in (got, expected))
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_folders_hold_the_pixels_of_their_files(folder):
+    parts = cifar10.read(folder)
+    train = parts["train"]
+    assert train.pixels.shape == (12, 32, 32, 3) and train.labels.tolist() == [
+        0] * 4 + [1] * 4 + [2] * 4
+    np.testing.assert_array_equal(
+        train.pixels[5], np.asarray(Image.open(folder / "train/cat/0001.png")))
+    assert len(parts["test"]) == 6
+
+
+def test_an_archive_is_its_folder(folder, tmp_path):
+    path = archive(folder, tmp_path / "cifar10-images.tar.gz", "anything")
+    for source in (path, tmp_path):             # the folder that holds only the archive, too
+        for part, images in cifar10.read(source).items():
+            check(images, cifar10.read(folder)[part])
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_python_batches_hold_the_same_images(folder, tmp_path, protocol):
+    expected = cifar10.read(folder)
+    root = tmp_path / "cifar-10-batches-py"
+    write_batches(root, expected, protocol)
+    for source in (root, archive(root, tmp_path / "cifar-10-python.tar.gz", root.name)):
+        for part, images in cifar10.read(source).items():
+            check(images, expected[part], ordered=False)
+
+
+def test_the_bytes_of_python_2_are_read():
+    """What cPickle of Python 2 wrote: byte strings as SHORT_BINSTRING, arrays by _reconstruct."""
+    pixels = bytes(range(256)) * 12
+    text = (b"\x80\x02}q\x01(U\x04datacnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\n"
+            b"K\x00\x85U\x01b\x87Rq\x03(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01"
+            b"\x87Rq\x04(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00"
+            b"\x00" + pixels + b"tbU\x06labels]q\x05K\x07au.")
+    batch = cifar10.inert_pickle.load(io.BytesIO(text), cifar10.CONSTRUCTORS)
+    np.testing.assert_array_equal(batch["data"].value[0], np.frombuffer(pixels, np.uint8))
+    assert batch["labels"] == [7]
+
+
+def test_records_hold_the_same_images(folder, tmp_path):
+    for part in cifar10.PARTS:
+        items, names = folder_items(folder / part)
+        pack(items, folder / part, tmp_path / f"{part}.rec", class_names=names)
+    train, expected = cifar10.read(tmp_path)["train"], cifar10.read(folder)["train"]
+    assert train.labels.tolist() == expected.labels.tolist() and train.class_names == NAMES
+    assert abs(train.pixels.astype(int) - expected.pixels).mean() < 5        # records hold JPEGs
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_nothing_in_a_batch_is_executed(folder, tmp_path):
+    root = tmp_path / "batches"
+    write_batches(root, cifar10.read(folder), 4)
+    (root / "data_batch_3").write_bytes(pickle.dumps(
+        {"data": Bomb(str(tmp_path / "made")), "labels": []}))
+    with pytest.raises(UserError, match="mkdir"):
+        cifar10.read(root)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (lambda root: (root / "test_batch").unlink(), "test_batch cannot be read"),
+    (lambda root: (root / "test_batch").write_bytes(b"\x80\x02}q."), "damaged|not CIFAR-10's"),
+    (lambda root: (root / "batches.meta").write_bytes(pickle.dumps({}, 2)), "label_names"),
+    (lambda root: (root / "test_batch").write_bytes(pickle.dumps({"data": 3, "labels": []}, 2)),
+     "damaged or not")])
+def test_damaged_batches_are_named(folder, tmp_path, break_it, message):
+    root = tmp_path / "batches"
+    write_batches(root, cifar10.read(folder), 2)
+    break_it(root)
+    with pytest.raises(UserError, match=message):
+        cifar10.read(root)
+
+
+def test_what_is_no_cifar10_is_said(folder, tmp_path):
+    with pytest.raises(UserError, match="no folder or archive"):
+        cifar10.read(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds no CIFAR-10; expected train/ and test/"):
+        cifar10.read(tmp_path)
+    (tmp_path / "x.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="get the archive again"):
+        cifar10.read(tmp_path / "x.tar.gz")
+    only_train = archive(folder / "train", tmp_path / "y.tar", "train")
+    with pytest.raises(UserError, match="holds no CIFAR-10"):
+        cifar10.read(only_train)
+
+
+def test_other_sizes_are_refused(folder, tmp_path):
+    for part in cifar10.PARTS:
+        (tmp_path / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (40, 32)).save(tmp_path / part / "cat" / "a.png")
+    with pytest.raises(UserError, match="a.png has 40 x 32 pixels, expected 32 x 32"):
+        cifar10.read(tmp_path)
+
+
+def test_the_real_archive(data_root):
+    parts = cifar10.read(data_root / "cifar10")
+    assert np.bincount(parts["train"].labels).tolist() == [5000] * 10
+    assert np.bincount(parts["test"].labels).tolist() == [1000] * 10
+    assert parts["test"].class_names[0] == "airplane"
