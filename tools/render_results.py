@@ -27,6 +27,25 @@ def percent(value):
     return "" if value is None else f"{value:.2f}"
 
 
+def detection(title, name, masks=True):
+    """Returns the page of a detection recipe."""
+    where = {"val": "", "test-dev": " (test-dev)"}
+    columns = [
+        ("network", lambda recipe: recipe.network),
+        ("length", lambda recipe: f"{recipe.length} {recipe.unit}"),
+        ("batch", lambda recipe: recipe.batch),
+        ("lr", lambda recipe: f"{recipe.lr:g}"),
+        ("shorter sides", lambda recipe: recipe.short_px.replace(
+            ",", "-" if recipe.sampling == "range" else ", ")),
+        ("norm", lambda recipe: recipe.norm),
+        ("box AP", lambda recipe: percent(recipe.expect_ap)
+         + (where[recipe.expect_on] if recipe.expect_ap else ""))]
+    if masks:
+        columns.append(("mask AP", lambda recipe: percent(recipe.expect_mask_ap)
+                        + (where[recipe.expect_on] if recipe.expect_mask_ap else "")))
+    return name, title, columns
+
+
 # File of recipes/, title, and the columns between the entry's name and its source.
 PAGES = [
     ("imagenet", "ImageNet classification", [
@@ -48,6 +67,9 @@ PAGES = [
         ("px", lambda recipe: recipe.crop_px),
         ("accuracy %", lambda recipe: percent(recipe.expect_top1)),
     ]),
+    detection("Object detection, Faster R-CNN", "faster_rcnn", masks=False),
+    detection("Instance segmentation, Mask R-CNN", "mask_rcnn"),
+    detection("Cascade R-CNN and Cascade Mask R-CNN", "cascade_rcnn"),
     ("deeplabv3", "Semantic segmentation", [
         ("network", lambda recipe: recipe.network),
         ("epochs", lambda recipe: recipe.epochs),

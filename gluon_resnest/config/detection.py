@@ -32,6 +32,10 @@ class DetectionRecipe(Recipe):
     mask_convs: int = setting(4, "convolutions of the mask head", low=1)
     roi_samples: Optional[int] = setting(None, "RoIs of an image in the losses; none: as the "
                                          "conventions say", low=4)
+    proposals: Optional[int] = setting(None, "boxes of an image that the RPN passes on; none: as "
+                                       "the conventions say", low=1)
+    detections: Optional[int] = setting(None, "detections of an image that are kept; none: as the "
+                                        "conventions say", low=1)
     dropblock: float = setting(0.0, "DropBlock probability of stages 3 and 4", low=0.0, high=0.5)
     # schedule
     unit: str = setting("iterations", "in which length and milestones count",
@@ -162,5 +166,5 @@ class DetectionRecipe(Recipe):
         return dataclasses.replace(
             self, unit="epochs", length=2, milestones="", warmup_iterations=0, batch=2 * workers,
             short_px="64", eval_px=64, max_px=96, eval_scales="", eval_flip=False, max_pixels=None,
-            pick=0, roi_samples=8, eval_every=1, lr=1e-4, expect_ap=None, expect_mask_ap=None,
-            precise_bn_batches=min(1, self.precise_bn_batches))
+            pick=0, roi_samples=8, proposals=16, detections=8, eval_every=1, lr=1e-4,
+            expect_ap=None, expect_mask_ap=None, precise_bn_batches=min(1, self.precise_bn_batches))

@@ -1,0 +1,115 @@
+"""The data of a detection run: training batches, evaluation images, and what is true of them."""
+from pathlib import Path
+
+from gluon_resnest.data.coco import read_instances
+from gluon_resnest.data.detection import DetectionDataset, DetectionLoader
+from gluon_resnest.data.detection_transforms import EvalTransform, TrainTransform
+from gluon_resnest.data.instances import ground_truth
+from gluon_resnest.data.keypoints import read_json
+from gluon_resnest.data.picking import pick_clear
+from gluon_resnest.data.shapes import KINDS, ShapeInstances
+from gluon_resnest.errors import UserError
+from gluon_resnest.models.detection.conventions import conventions as conventions_of
+
+HELD_OUT = 200      # drawn pictures at most that are evaluated
+
+
+def add_flags(parser):
+    """Adds the flags that say where the images are."""
+    parser.add_argument("--root", metavar="DIR", help="folder with COCO's train2017, val2017 and "
+                        "annotations/instances_*.json; the four flags below replace its parts")
+    for split in ("train", "val"):
+        parser.add_argument(f"--{split}-annotations", metavar="FILE", help=f"instances of {split}, "
+                            "COCO's json or one of your own in its format")
+        parser.add_argument(f"--{split}-images", metavar="DIR", help="folder of its images")
+
+
+class DetectionData:
+    """Opens what a recipe and the command line name.
+
+    Args:
+      recipe: a DetectionRecipe.
+      run: the command line's other flags.
+      comm: this worker's Comm.
+      masks: whether masks are learnt.
+    """
+
+    def __init__(self, recipe, run, comm, masks):
+        self._recipe, self._run, self._comm, self._masks = recipe, run, comm, masks
+        conventions = conventions_of(recipe.conventions)
+        self._pixels = {"mean": conventions.mean, "std": conventions.std, "rule": recipe.resize}
+        self._sources = {}
+
+    @property
+    def has_annotations(self):
+        """Whether the evaluation images come with what is true of them."""
+        source = self._source("val")
+        return any(len(source.objects(index).ids) for index in range(len(source)))
+
+    def train(self):
+        """Returns a loader of training batches."""
+        recipe, run = self._recipe, self._run
+        transform = TrainTransform(
+            recipe.short_sides, recipe.sampling, recipe.max_px, flip=recipe.flip,
+            crop=recipe.crop and (recipe.crop, recipe.crop), **self._pixels)
+        dataset = DetectionDataset(self._source("train"), transform, masks=self._masks,
+                                   skip_empty=recipe.skip_empty)
+        return DetectionLoader(
+            dataset, batch=recipe.batch, rank=self._comm.rank, size=self._comm.size,
+            seed=recipe.seed, workers=run.data_workers, max_pixels=recipe.max_pixels)
+
+    def evaluation(self):
+        """Returns a loader of evaluation images, without masks, each once."""
+        run = self._run
+        return DetectionLoader(
+            self.view(self._recipe.eval_px, self._recipe.max_px), seed=0, train=False,
+            batch=run.eval_batch * self._comm.size, rank=self._comm.rank, size=self._comm.size,
+            workers=run.data_workers)
+
+    def view(self, short_px, max_px, flip=False):
+        """Returns the evaluation images of one size, as a dataset."""
+        transform = EvalTransform(short_px, max_px, flip=flip, **self._pixels)
+        return DetectionDataset(self._source("val"), transform, masks=False, skip_empty=False)
+
+    def truth(self):
+        """Returns what is true of the evaluation images, as the content of an annotation file."""
+        if self._run.data == "synthetic" or self._recipe.pick:
+            return ground_truth(self._source("val"))
+        return read_json(self._files("val")[0])
+
+    def _source(self, split):
+        if split not in self._sources:
+            self._sources[split] = self._opened(split)
+        return self._sources[split]
+
+    def _opened(self, split):
+        recipe, run = self._recipe, self._run
+        if run.data == "synthetic":
+            images, side = recipe.batch * run.synthetic_steps, max(recipe.short_sides)
+            return ShapeInstances(
+                images if split == "train" else max(1, min(HELD_OUT, images // 2)),
+                (side, min(side * 5 // 4, recipe.max_px)), min(recipe.classes, len(KINDS)),
+                seed=recipe.seed, split="train" if split == "train" else "held-out")
+        source = read_instances(*self._files("train" if recipe.pick else split))
+        if len(source.class_names) != recipe.classes:
+            raise UserError(f"the annotations of {split} have {len(source.class_names)} "
+                            f"categories, the recipe {recipe.classes}; give --classes "
+                            f"{len(source.class_names)}")
+        if not recipe.pick:
+            return source
+        return pick_clear(source, recipe.pick,
+                          EvalTransform(recipe.eval_px, recipe.max_px, **self._pixels))
+
+    def _files(self, split):
+        """Returns the annotation file and the image folder of a split."""
+        root, given = self._run.root, vars(self._run)
+        files = []
+        for part, place in (("annotations", f"annotations/instances_{split}2017.json"),
+                            ("images", f"{split}2017")):
+            path = given[f"{split}_{part}"] or (root and str(Path(root) / place))
+            if not path:
+                raise UserError(f"--root DIR is missing; give the folder of COCO, or "
+                                f"--{split}-annotations FILE and --{split}-images DIR, or use "
+                                "--data synthetic")
+            files.append(path)
+        return files
