@@ -1,4 +1,4 @@
-"""Augmentation policies as tables, and the operations on PIL images they are made of.
+"""Augmentation policies as tables of operations.
 
 "authors": the list of the published training code, with the operations of Fast AutoAugment
     (github.com/kakaobrain/fast-autoaugment) that it took over.
@@ -11,9 +11,7 @@ See docs/decisions/0011 for what differs and why.
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
-import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
-
+from gluon_resnest.data.operations import OPERATIONS, View
 from gluon_resnest.errors import UserError
 
 BLACK, GREY = (0, 0, 0), (128, 128, 128)
@@ -100,33 +98,6 @@ RANDAUGMENT_SPANS = {                       # strength = magnitude / 30; None: n
 }
 
 
-def _affine(image, coefficients, fill):
-    return image.transform(image.size, Image.AFFINE, coefficients, Image.BICUBIC, fillcolor=fill)
-
-
-# name -> (image, value, fill) -> image. Shears in pixels per pixel, translations in shares of the
-# side, angles in degrees counter-clockwise, thresholds in 0..256, posterize in bits kept.
-OPERATIONS = {
-    "Identity": lambda image, value, fill: image,
-    "ShearX": lambda image, value, fill: _affine(image, (1, value, 0, 0, 1, 0), fill),
-    "ShearY": lambda image, value, fill: _affine(image, (1, 0, 0, value, 1, 0), fill),
-    "TranslateX": lambda image, value, fill: _affine(
-        image, (1, 0, value * image.width, 0, 1, 0), fill),
-    "TranslateY": lambda image, value, fill: _affine(
-        image, (1, 0, 0, 0, 1, value * image.height), fill),
-    "Rotate": lambda image, value, fill: image.rotate(value, fillcolor=fill),
-    "AutoContrast": lambda image, value, fill: ImageOps.autocontrast(image),
-    "Equalize": lambda image, value, fill: ImageOps.equalize(image),
-    "Invert": lambda image, value, fill: ImageOps.invert(image),
-    "Solarize": lambda image, value, fill: ImageOps.solarize(image, value),
-    "Posterize": lambda image, value, fill: ImageOps.posterize(image, value),
-    "Color": lambda image, value, fill: ImageEnhance.Color(image).enhance(value),
-    "Contrast": lambda image, value, fill: ImageEnhance.Contrast(image).enhance(value),
-    "Brightness": lambda image, value, fill: ImageEnhance.Brightness(image).enhance(value),
-    "Sharpness": lambda image, value, fill: ImageEnhance.Sharpness(image).enhance(value),
-}
-
-
 class Step(NamedTuple):
     """One operation of a sub-policy; `span` is None for operations without a magnitude."""
     name: str
@@ -134,19 +105,19 @@ class Step(NamedTuple):
     strength: float
     span: Optional[Span]
 
-    def apply(self, picture, rng, fill):
-        """Applies the operation to a PIL image with the step's probability."""
+    def apply(self, image, rng, fill):
+        """Applies the operation to a View with the step's probability."""
         if rng.random() >= self.probability:
-            return picture
+            return image
         value = self.span.draw(self.strength, rng) if self.span else None
-        return OPERATIONS[self.name](picture, value, fill)
+        return OPERATIONS[self.name](image, value, fill)
 
 
 @dataclass(frozen=True)
 class AutoAugment:
     """Draws one sub-policy per image and applies its steps, each with its own probability.
 
-    Call with a uint8 (H, W, 3) image and a numpy Generator; returns the same shape and dtype.
+    Call with a uint8 (H, W, 3) image and a numpy Generator; returns a View of the same shape.
 
     Args:
         table: sub-policies, each a tuple of Steps.
@@ -156,17 +127,17 @@ class AutoAugment:
     fill: tuple
 
     def __call__(self, image, rng):
-        picture = Image.fromarray(np.asarray(image))
+        image = View(image)
         for step in self.table[rng.integers(len(self.table))]:
-            picture = step.apply(picture, rng, self.fill)
-        return np.asarray(picture)
+            image = step.apply(image, rng, self.fill)
+        return image
 
 
 @dataclass(frozen=True)
 class RandAugment:
     """Applies `operations` draws with replacement from RANDAUGMENT_SPANS, all equally strong.
 
-    Call with a uint8 (H, W, 3) image and a numpy Generator; returns the same shape and dtype.
+    Call with a uint8 (H, W, 3) image and a numpy Generator; returns a View of the same shape.
 
     Args:
         operations: number of draws per image.
@@ -181,13 +152,13 @@ class RandAugment:
                             f"0..{MAX_MAGNITUDE}, got {self.operations!r} and {self.magnitude!r}")
 
     def __call__(self, image, rng):
-        picture = Image.fromarray(np.asarray(image))
+        image = View(image)
         names = tuple(RANDAUGMENT_SPANS)
         for choice in rng.integers(len(names), size=self.operations):
             name = names[choice]
             step = Step(name, 1.0, self.magnitude / MAX_MAGNITUDE, RANDAUGMENT_SPANS[name])
-            picture = step.apply(picture, rng, GREY)
-        return np.asarray(picture)
+            image = step.apply(image, rng, GREY)
+        return image
 
 
 def _steps(table, spans, max_level):
