@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from gluon_resnest.data import operations
-from gluon_resnest.data.autoaugment import (
-    AUTHORS_SPANS, PAPER_SPANS, POLICIES, RANDAUGMENT_SPANS)
+from gluon_resnest.data.autoaugment import AUTHORS_SPANS, PAPER_SPANS, POLICIES, RANDAUGMENT_SPANS
 from gluon_resnest.data.operations import OPERATIONS, View
 
 FILL = (10, 20, 30)
