@@ -152,9 +152,15 @@ class CocoInstances:
         try:
             self._points = np.fromiter(itertools.chain.from_iterable(polygons), np.float64,
                                        self._first_point[-1])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{self._source} has a polygon with something that is no number "
-                            f"({error}); mend it") from error
+            wrong = np.flatnonzero(~np.isfinite(self._points))
+        except (TypeError, ValueError):
+            wrong = [number for number, value in enumerate(itertools.chain.from_iterable(polygons))
+                     if not isinstance(value, (int, float))]
+        if len(wrong):
+            polygon = np.searchsorted(self._first_point, wrong[0], side="right") - 1
+            row = np.searchsorted(self._first_polygon, polygon, side="right") - 1
+            raise self._wrong("annotation", self._ids[row], "has a polygon with something that is "
+                              "no finite number; mend it")
 
     def _rows(self, content, table, fields):
         """Returns one of the file's lists after a look at its entries."""
@@ -207,9 +213,10 @@ class CocoInstances:
         missing = [index for index, file in enumerate(self._files)
                    if file not in there and not self.file(index).exists()]
         if missing:
-            raise UserError(f"{self._source} lists {len(missing)} images that are not in "
-                            f"{self._folder}, first {self._files[missing[0]]} (image "
-                            f"{self.image_id(missing[0])}); check the folder")
+            what = "image that is" if len(missing) == 1 else "images that are"
+            raise UserError(f"{self._source} lists {len(missing)} {what} not in {self._folder}, "
+                            f"first {self._files[missing[0]]} (image {self.image_id(missing[0])}); "
+                            "check the folder")
 
     def _wrong(self, what, number, problem):
         return UserError(f"{self._source}: {what} {number!r} {problem}")

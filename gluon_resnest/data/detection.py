@@ -85,8 +85,7 @@ class DetectionDataset:
         try:
             objects = moved_objects(annotations, size, move, self._masks)
         except BadMask as error:
-            raise UserError(f"{self.name(index)} has a broken mask: {error}; mend or remove "
-                            "it") from error
+            raise UserError(f"{self.name(index)}: {error}; mend or remove it") from error
         return DetectionSample(moved(image, move, self.transform.rule), objects, size)
 
     def move(self, index, rng):

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from gluon_resnest.data.instance_masks import Move, moved_masks
+from gluon_resnest.data.instance_masks import BadMask, Move, RunLengthMasks, moved_mask
 from gluon_resnest.errors import UserError, check_choice
 
 RULES = ("detectron2", "mmdetection")
@@ -170,13 +170,13 @@ def moved_objects(annotations, size, move, masks):
 
     Args:
       annotations: Annotations.
-      size: (height, width, ...) of the image.
+      size: (height, width) of the image.
       move: Move.
       masks: whether they are wanted; then objects without a segmentation, or with nothing left of
         their mask, are left out.
 
     Raises:
-      BadMask: see `instance_masks.moved_masks`.
+      BadMask: see `instance_masks.moved_mask`; names the annotation.
     """
     boxes = move.boxes(annotations.boxes)
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -185,7 +185,7 @@ def moved_objects(annotations, size, move, masks):
     rows = np.flatnonzero(keep)
     boxes, pixels = boxes[rows], None
     if masks:
-        pixels = moved_masks([annotations.segmentations[row] for row in rows], size[:2], move)
+        pixels = _moved_masks(annotations, rows, size, move)
         shown = pixels.boxes()
         visible = (shown[:, 2:] > shown[:, :2]).all(axis=1)
         cut = _cut(annotations.boxes[rows], move.window, size)
@@ -194,10 +194,21 @@ def moved_objects(annotations, size, move, masks):
     return DetectionObjects(boxes, annotations.classes[rows], pixels, annotations.crowd[rows])
 
 
+def _moved_masks(annotations, rows, size, move):
+    codes = []
+    for row in rows:
+        try:
+            codes.append(moved_mask(annotations.segmentations[row], size, move))
+        except BadMask as error:
+            raise BadMask(f"annotation {annotations.ids[row]} has a broken mask: "
+                          f"{error}") from error
+    return RunLengthMasks(codes, move.height, move.width)
+
+
 def _cut(boxes, window, size):
     """Tells which boxes reach over the border of a window: bool (G,)."""
     top, left, height, width = window
-    if (height, width) == tuple(size[:2]):
+    if (height, width) == tuple(size):
         return np.zeros(len(boxes), bool)
     over = (boxes[:, :2] < (left, top)) | (boxes[:, 2:] > (left + width, top + height))
     return over.any(axis=1)

@@ -90,23 +90,27 @@ class RunLengthMasks:
         return {"size": [self.height, self.width], "counts": self.codes[row]}
 
 
-def moved_masks(segmentations, size, move):
-    """Returns the RunLengthMasks that annotated objects have after a Move of their image.
+def moved_mask(segmentation, size, move):
+    """Returns the compressed run lengths, bytes, that a mask has after a Move of its image.
 
     Polygons are moved and then filled; run lengths and arrays are moved as pixels.
 
     Args:
-      segmentations: for each object a list of polygons [x, y, x, y, ...], COCO's run lengths
-        {"size", "counts"}, compressed or not, or an array (H, W).
+      segmentation: list of polygons [x, y, x, y, ...], COCO's run lengths {"size", "counts"},
+        compressed or not, or an array (H, W).
       size: (height, width) of the image.
       move: Move.
 
     Raises:
       BadMask: if run lengths do not add up to their size, or it is not that of the image.
     """
-    codes = [_polygons(each, move) if isinstance(each, (list, tuple)) else
-             _encoded(move.mask(as_pixels(each, size))) for each in segmentations]
-    return RunLengthMasks(codes, move.height, move.width)
+    tools = coco_masks()
+    if not isinstance(segmentation, (list, tuple)):
+        pixels = move.mask(as_pixels(segmentation, size))
+        return tools.encode(np.asfortranarray(pixels))["counts"]
+    moved = [move.points(np.reshape(polygon, (-1, 2))).ravel() for polygon in segmentation]
+    return tools.merge(tools.frPyObjects([polygon.tolist() for polygon in moved],
+                                         move.height, move.width))["counts"]
 
 
 def as_pixels(segmentation, size):
@@ -166,14 +170,3 @@ def coco_masks():
     except ImportError:
         raise MissingExtra("pycocotools", "coco") from None
     return mask
-
-
-def _polygons(polygons, move):
-    moved = [move.points(np.reshape(polygon, (-1, 2))).ravel() for polygon in polygons]
-    tools = coco_masks()
-    return tools.merge(tools.frPyObjects([polygon.tolist() for polygon in moved],
-                                         move.height, move.width))["counts"]
-
-
-def _encoded(mask):
-    return coco_masks().encode(np.asfortranarray(mask))["counts"]

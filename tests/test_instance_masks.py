@@ -1,0 +1,114 @@
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from pycocotools import mask as tools
+
+from gluon_resnest.data.coco import read_instances
+from gluon_resnest.data.instance_masks import (
+    BadMask, Move, RunLengthMasks, as_pixels, moved_mask, run_lengths)
+
+SQUARE = [[2, 3, 8, 3, 8, 9, 2, 9]]
+PIXELS = hypothesis.extra.numpy.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)),
+                                       elements=st.integers(0, 1))
+
+
+def stay(height, width):
+    return Move((0, 0, height, width), height, width)
+
+
+def decoded(code, height, width):
+    return RunLengthMasks([code], height, width)[0]
+
+
+@hypothesis.given(PIXELS)
+def test_run_lengths_decode_to_what_was_encoded(pixels):
+    coded = tools.encode(np.asfortranarray(pixels))
+    text = {"size": coded["size"], "counts": coded["counts"].decode()}
+    plain = {"size": coded["size"], "counts": run_lengths(coded["counts"])}
+    for runs in (coded, text, plain):
+        np.testing.assert_array_equal(as_pixels(runs, pixels.shape), pixels)
+    assert sum(plain["counts"]) == pixels.size
+
+
+def test_long_runs_and_growing_differences_are_read():
+    pixels = np.zeros((300, 500), np.uint8)
+    pixels[10:290, 5:495] = 1
+    pixels[100:103, 200:300] = 0
+    coded = tools.encode(np.asfortranarray(pixels))
+    np.testing.assert_array_equal(as_pixels(coded, pixels.shape), pixels)
+
+
+@hypothesis.given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12))
+def test_any_text_gives_a_mask_or_is_refused(text):
+    try:
+        assert as_pixels({"size": [3, 4], "counts": text}, (3, 4)).shape == (3, 4)
+    except BadMask as error:
+        assert "run lengths" in str(error)
+
+
+@hypothesis.given(PIXELS)
+def test_masks_are_used_like_an_array(pixels):
+    height, width = pixels.shape
+    dense = np.stack([pixels, 1 - pixels, np.ones_like(pixels)])
+    masks = RunLengthMasks([moved_mask(each, pixels.shape, stay(height, width)) for each in dense],
+                           height, width)
+    assert len(masks) == 3 and masks.dense().dtype == np.uint8
+    np.testing.assert_array_equal(masks.dense(), dense)
+    for rows in (np.array([True, False, True]), np.array([2, 0]), slice(1, None),
+                 np.zeros(3, bool)):
+        np.testing.assert_array_equal(masks[rows].dense(), dense[rows])
+    np.testing.assert_array_equal(masks[np.int64(1)], dense[1])
+    left, top, right, bottom = masks.boxes()[0].astype(int)
+    assert dense[0].sum() == dense[0, top:bottom, left:right].sum()
+    assert (right - left) * (bottom - top) == 0 or dense[0, top].any()
+
+
+def test_a_square_is_filled_where_it_is_moved_to():
+    cut, large = (1, 2, 10, 8), (20, 24)       # a window of 10 x 8, two and three times as large
+    move = Move(cut, *large)
+    expected = np.zeros(large, np.uint8)
+    expected[4:16, 0:18] = 1                   # (2..8 - 2) * 3, (3..9 - 1) * 2
+    np.testing.assert_array_equal(decoded(moved_mask(SQUARE, (15, 12), move), *large), expected)
+    assert move.boxes([[2, 3, 8, 9]]).tolist() == [[0, 4, 18, 16]]
+    mirrored = move._replace(mirrored=True)
+    np.testing.assert_array_equal(decoded(moved_mask(SQUARE, (15, 12), mirrored), *large),
+                                  expected[:, ::-1])
+    assert mirrored.boxes([[2, 3, 8, 9]]).tolist() == [[6, 4, 24, 16]]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_pixels_and_polygons_of_a_rectangle_move_alike(mirrored):
+    pixels = np.zeros((15, 12), np.uint8)
+    pixels[3:9, 2:8] = 1
+    move = Move((1, 2, 10, 8), 20, 24, mirrored)
+    np.testing.assert_array_equal(decoded(moved_mask(pixels, (15, 12), move), 20, 24),
+                                  decoded(moved_mask(SQUARE, (15, 12), move), 20, 24))
+
+
+def test_mirroring_twice_is_nothing():
+    boxes = np.array([[1, 2, 5, 7], [0, 0, 12, 15]], np.float32)
+    mirror = Move((0, 0, 15, 12), 15, 12, True)
+    np.testing.assert_array_equal(mirror.boxes(mirror.boxes(boxes)), boxes)
+
+
+def test_boxes_are_cut_off_at_the_border():
+    assert Move((0, 0, 15, 12), 30, 24).boxes([[-3, 4, 50, 9]]).tolist() == [[0, 8, 24, 18]]
+    assert stay(5, 5).boxes(np.zeros((0, 4))).shape == (0, 4)
+
+
+@pytest.mark.realdata
+def test_all_masks_of_real_files_equal_those_of_pycocotools(data_root):
+    from pycocotools.coco import COCO
+    masks = 0
+    for split in ("train2017", "val2017"):
+        file = data_root / f"tiny_coco/annotations/instances_{split}.json"
+        source, theirs = read_instances(file, data_root / "tiny_coco" / split), COCO(str(file))
+        for index in range(len(source)):
+            size, objects = source.size(index), source.objects(index)
+            for number, segmentation in zip(objects.ids.tolist(), objects.segmentations):
+                mine = decoded(moved_mask(segmentation, size, stay(*size)), *size)
+                np.testing.assert_array_equal(mine, theirs.annToMask(theirs.anns[number]))
+                masks += 1
+    assert masks == 470 + 382
