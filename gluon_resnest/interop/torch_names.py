@@ -11,6 +11,11 @@ from typing import Callable, Dict, Iterable, NamedTuple, Optional, Tuple, Union
 from gluon_resnest.errors import UserError
 
 Rules = Tuple[Tuple[str, Union[str, Callable]], ...]
+Dropped = Tuple[Tuple[str, str], ...]       # (pattern of names, why they have no use here)
+
+# Wrappers put these words before every name; exported graphs, the name of the network.
+_WRAPPING = r"((module|model|features|backbone|bottom_up|pretrained)\.)*"
+_GRAPH_NAME = r"(features\.)?([a-z0-9]+_)?"
 
 
 class Layout(NamedTuple):
@@ -22,8 +27,9 @@ class Layout(NamedTuple):
       rules: (pattern, replacement) pairs for `re.sub`, from our name to theirs.
       marker: one of our names; a file that has its translation has this layout.
       classifier: whether its files have the classifier `fc`.
-      dropped: patterns of names without use here; anything else left over is an error.
+      dropped: names without use here; anything else left over is an error.
       prefix: what files are written with before the names of the backbone.
+      wrapping: pattern of the prefixes that files are read with.
     """
 
     name: str
@@ -31,18 +37,30 @@ class Layout(NamedTuple):
     rules: Rules
     marker: str = "conv1.1.gamma"
     classifier: bool = True
-    dropped: Tuple[str, ...] = ()
+    dropped: Dropped = ()
     prefix: str = ""
+    wrapping: str = _WRAPPING
 
     def theirs(self, ours: str) -> str:
         """Translates one of our structural names."""
-        for pattern, replacement in self.rules:
-            ours = re.sub(pattern, replacement, ours)
-        return ours
+        return translate(self.rules, ours)
 
 
-_BATCH_NORM: Rules = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
-_TORCH: Rules = ((r"\.conv2\.bn\.", ".conv2.bn0."),) + _BATCH_NORM
+def translate(rules: Rules, name: str) -> str:
+    """Applies all rules to a name, in order."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def reason_to_drop(dropped: Dropped, theirs: str) -> Optional[str]:
+    """Returns why a name of a file has no use here, or None if that is not known."""
+    name = re.sub(r"^(module|model)\.", "", theirs)
+    return next((reason for pattern, reason in dropped if re.search(pattern, name)), None)
+
+
+BATCH_NORM: Rules = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
+_TORCH: Rules = ((r"\.conv2\.bn\.", ".conv2.bn0."),) + BATCH_NORM
 
 _MMPRETRAIN: Rules = (
     (r"^conv1\.0\.", "stem.0.conv."), (r"^conv1\.1\.", "stem.0.bn."),
@@ -62,6 +80,7 @@ _DETECTRON2: Rules = (
     (r"^conv1\.6\.", "stem.conv1_3."), (r"^bn1\.", "stem.conv1_3.norm."),
     (r"^(layer\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm."),
     (r"\.downsample\.1\.", ".shortcut."), (r"\.downsample\.2\.", ".shortcut.norm."),
+    (r"\.conv2\.conv\.offset\.", ".conv2_offset."),
     (r"^layer1\.", "res2."), (r"^layer2\.", "res3."),
     (r"^layer3\.", "res4."), (r"^layer4\.", "res5."),
 ) + _TORCH
@@ -90,29 +109,35 @@ _SYMBOL: Rules = (
     (r"^fc\.", "dense0_"),
 )
 
-_COUNTERS = (r"num_batches_tracked$",)
-_OPENMMLAB_HEADS = (r"^data_preprocessor\.", r"^neck\.", r"^(rpn|roi|bbox|mask)_head\.",
-                    r"^(decode|auxiliary|keypoint)_head\.")
+COUNTERS: Dropped = ((r"num_batches_tracked$", "counters of PyTorch's batch norms"),)
+PIXELS: Dropped = ((r"^pixel_(mean|std)$", "said by the conventions"),
+                   (r"^data_preprocessor\.", "said by the conventions"))
+_HEADS = "heads that are not converted"
 
 # The order matters: the first layout whose marker is found is taken.
 LAYOUTS = (
     Layout("detectron2", "detectron2-ResNeSt", _DETECTRON2, classifier=False,
-           dropped=_COUNTERS + (r"^pixel_(mean|std)$", r"^proposal_generator\.", r"^roi_heads\.",
-                                r"^sem_seg_head\.", r"^backbone\.fpn_(lateral|output)\d\.")),
+           dropped=COUNTERS + PIXELS + (
+               (r"^(proposal_generator|roi_heads|sem_seg_head)\.", _HEADS),
+               (r"^backbone\.fpn_(lateral|output)\d\.", _HEADS))),
     Layout("mmpretrain", "mmpretrain, mmpose", _MMPRETRAIN, prefix="backbone.",
-           dropped=_COUNTERS + _OPENMMLAB_HEADS + (r"^head\.(deconv_layers|final_layer)\.",)),
+           dropped=COUNTERS + PIXELS + (
+               (r"^(neck|keypoint_head|head\.(deconv_layers|final_layer))\.", _HEADS),)),
     Layout("mmdet", "mmdetection, mmsegmentation", _MMDETECTION, classifier=False,
-           dropped=_COUNTERS + _OPENMMLAB_HEADS),
+           dropped=COUNTERS + PIXELS + (
+               (r"^(neck|(rpn|roi|bbox|mask)_head)\.", _HEADS),
+               (r"^(decode|auxiliary)_head\.", "heads that resize with other corners than ours, "
+                "behind stages that dilate without pooling"))),
     Layout("torch", "the authors' PyTorch code, PyTorch-Encoding, timm", _TORCH,
-           dropped=_COUNTERS + (r"^head\.(aspp|block)\.", r"^auxlayer\.", r"^(mean|std)$")),
+           dropped=COUNTERS + ((r"^(head\.(aspp|block)|auxlayer)\.", _HEADS),
+                               (r"^(mean|std)$", "statistics of pixels"))),
     Layout("gluon", "GluonCV, the authors' Gluon code, this package", ()),
-    Layout("gluon-symbol", "HybridBlock.export", _SYMBOL, marker="layer1.0.conv2.fc1.bias"),
+    Layout("gluon-symbol-sync", "GluonCV's detectors",
+           _SYMBOL + ((r"(^|_)batchnorm", r"\1syncbatchnorm"),), wrapping=_GRAPH_NAME),
+    Layout("gluon-symbol", "HybridBlock.export", _SYMBOL,
+           marker="layer1.0.conv2.fc1.bias", wrapping=_GRAPH_NAME),
 )
 BY_NAME: Dict[str, Layout] = {layout.name: layout for layout in LAYOUTS}
-
-# Wrappers put these words before every name; exported graphs, the name of the network.
-_WRAPPING = re.compile(r"((module|model|backbone|bottom_up|pretrained)\.)*")
-_GRAPH_NAME = re.compile(r"([a-z0-9]+_)?")
 
 
 class Naming(NamedTuple):
@@ -128,10 +153,9 @@ class Naming(NamedTuple):
             return self.prefix[:-len("backbone.")] + name      # a sibling of the backbone
         return self.prefix + name
 
-    def drops(self, theirs: str) -> bool:
-        """Says whether a name of the file is known to have no use here."""
-        name = re.sub(r"^(module|model)\.", "", theirs)
-        return any(re.search(pattern, name) for pattern in self.layout.dropped)
+    def drops(self, theirs: str) -> Optional[str]:
+        """Returns why a name of the file has no use here, or None if that is not known."""
+        return reason_to_drop(self.layout.dropped, theirs)
 
 
 def detect(names: Iterable[str]) -> Naming:
@@ -143,9 +167,8 @@ def detect(names: Iterable[str]) -> Naming:
     names = sorted(names)
     for layout in LAYOUTS:
         marker = layout.theirs(layout.marker)
-        wrapping = _GRAPH_NAME if layout.name == "gluon-symbol" else _WRAPPING
         prefixes = [name[:-len(marker)] for name in names
-                    if name.endswith(marker) and wrapping.fullmatch(name[:-len(marker)])]
+                    if name.endswith(marker) and re.fullmatch(layout.wrapping, name[:-len(marker)])]
         if len(prefixes) > 1:
             raise UserError(f"the file holds {len(prefixes)} {layout.name} networks, under "
                             f"{', '.join(map(repr, prefixes))}; save one of them alone")

@@ -24,6 +24,7 @@ _DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32
            6: np.int64, 7: np.bool_}
 _CONVERT = "convert a file of another framework by `python tools/convert_weights.py FILE OUT`"
 _SHOWN = 10
+_CONVENTIONS = "conventions:"       # begins the name of an empty tensor that says a detector's
 _OFFSET = re.compile(r"\.conv\.offset\.(weight|bias)$")    # of a `models.deform.DeformableConv2D`
 
 
@@ -44,10 +45,13 @@ def load_parameters(net, file, *, ctx=None, ignore=()):
         parameters keep their state.
 
     Raises:
-      UserError: if the file is absent, damaged, not finite, or does not fit the net.
+      UserError: if the file is absent, damaged, not finite, or does not fit the net, or says that
+        it is a detector's of other conventions than the net has.
     """
     targets = net._collect_params_with_prefix()
-    arrays = _ours(_structural(read_params(file), net, targets), net)
+    arrays, declared = undeclared(read_params(file))
+    _check_conventions(file, net, declared)
+    arrays = _ours(_structural(arrays, net, targets), net)
     kept = _not_ignored(ignore, targets, arrays)
     _place(file, {name: param for name, param in targets.items() if name in kept},
            {name: array for name, array in arrays.items() if name in kept}, ctx)
@@ -76,6 +80,26 @@ def load_backbone(backbone, file, *, ctx=None):
         arrays.update((name, np.zeros(param.shape, np.float32))
                       for name, param in targets.items() if _OFFSET.search(name))
     _place(file, targets, arrays, ctx)
+
+
+def declaration(conventions):
+    """Returns the {name: array} by which a file says its detector's conventions, given by name."""
+    return {_CONVENTIONS + conventions: np.zeros(1, np.float32)}
+
+
+def undeclared(arrays):
+    """Returns the {name: array} of a file without its declarations, and what those say, or None."""
+    said = [name for name in arrays if name.startswith(_CONVENTIONS)]
+    return ({name: array for name, array in arrays.items() if name not in said},
+            said[0][len(_CONVENTIONS):] if said else None)
+
+
+def _check_conventions(file, net, declared):
+    own = getattr(net, "conventions", None)
+    if declared and own and own.name != declared:
+        raise UserError(f"{str(file)!r} holds a detector of the conventions {declared!r}, the net "
+                        f"has {own.name!r}: the same numbers would detect other boxes; build it "
+                        f"with conventions={declared!r}")
 
 
 def _place(file, targets, arrays, ctx):
@@ -107,6 +131,10 @@ def save_parameters(net, file):
         with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
             written = Path(folder) / file.name
             net.save_parameters(str(written))
+            if getattr(net, "conventions", None):
+                mx.nd.save(str(written), {**mx.nd.load(str(written)), **{
+                    name: mx.nd.array(array)
+                    for name, array in declaration(net.conventions.name).items()}})
             _parse(written.read_bytes())    # MXNet does not notice a disk that is full at the end
             with open(written, "rb") as stream:
                 os.fsync(stream.fileno())

@@ -125,6 +125,7 @@ GLUONCV = Conventions(
     p6="conv", fpn_norm_eps=1e-3, mask_extra_norm=True)
 
 _KNOWN = {each.name: each for each in (DETECTRON2, MMDETECTION, GLUONCV)}
+NAMES = tuple(_KNOWN)
 
 
 def conventions(name="detectron2"):
@@ -135,5 +136,5 @@ def conventions(name="detectron2"):
     """
     if isinstance(name, Conventions):
         return name
-    check_choice("conventions", name, tuple(_KNOWN))
+    check_choice("conventions", name, NAMES)
     return _KNOWN[name]
