@@ -20,6 +20,7 @@ from gluon_resnest.models.norm import few_values, freeze_stages
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
+from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.workload import classification_workload
 from gluon_resnest.zoo import get_model, load_weights
 
@@ -59,7 +60,7 @@ class Classification:
         parser.add_argument("--rec-val", metavar="PATH", help="evaluation images, likewise")
 
     def __init__(self, recipe, run, comm):
-        self._recipe, self._comm = recipe, comm
+        self._recipe, self._run, self._comm = recipe, run, comm
         self._context = comm.context(run.device)
         self._train, self.class_names = None, None
         if not run.eval_only:
@@ -106,7 +107,7 @@ class Classification:
 
     def batches(self, start_step):
         """Yields (images (N, 3, S, S), targets (N, K)) on the device, from a global step on."""
-        return map(self._mixed, self._train.batches(start_step))
+        return map(self.on_device, self._train.batches(start_step))
 
     def losses(self, batch):
         """Returns {"loss": mean over the local batch}."""
@@ -127,9 +128,11 @@ class Classification:
         Raises:
           RuntimeError: if the workers together saw another number of images than the set has.
         """
-        # Batch norm statistics are each worker's own; those of worker 0 are the network's.
-        self._comm.broadcast({name: parameter for name, parameter in self.params.items()
-                              if parameter.grad_req == "null"})
+        settle_statistics(
+            self.net, self.params, self._comm,
+            batches=self._recipe.precise_bn_batches if self._train else 0,
+            loader=lambda: self.open_training(self._run),
+            forward=lambda batch: self.net(self.on_device(batch)[0]))
         metric = TopK((1, 5))
         for batch in tqdm(self._val.epoch(0), "evaluating", self._val.steps_per_epoch, leave=False,
                           disable=None if self._comm.is_main else True):
@@ -199,7 +202,7 @@ class Classification:
             if loader is not None:
                 loader.close()
 
-    def _mixed(self, batch):
+    def on_device(self, batch):
         """Moves a batch to the device: mixed images, soft targets."""
         recipe = self._recipe
         images, labels = batch.arrays

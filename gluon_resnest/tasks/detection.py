@@ -161,7 +161,8 @@ class Detection:
             return self._comm.on_main(self._judge_file)
         recipe = self._recipe
         settle_statistics(
-            self.net, self._comm, batches=recipe.precise_bn_batches if self._train else 0,
+            self.net, self.params, self._comm,
+            batches=recipe.precise_bn_batches if self._train else 0,
             loader=self._data.train,
             forward=lambda batch: self.net.losses(*self._prepared(self._train, batch)))
         recall = ProposalRecall() if self._run.rpn_recall else None

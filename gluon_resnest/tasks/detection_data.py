@@ -1,13 +1,14 @@
 """The data of a detection run: training batches, evaluation images, and what is true of them."""
 from pathlib import Path
 
-from gluon_resnest.data.coco import read_instances
+from gluon_resnest.data.coco import CocoInstances, read_instances
 from gluon_resnest.data.detection import DetectionDataset, DetectionLoader
 from gluon_resnest.data.detection_transforms import EvalTransform, TrainTransform
 from gluon_resnest.data.instances import ground_truth
 from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.picking import pick_clear
 from gluon_resnest.data.shapes import KINDS, ShapeInstances
+from gluon_resnest.data.voc import CLASSES, read_voc
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection.conventions import conventions as conventions_of
 
@@ -17,7 +18,8 @@ HELD_OUT = 200      # drawn pictures at most that are evaluated
 def add_flags(parser):
     """Adds the flags that say where the images are."""
     parser.add_argument("--root", metavar="DIR", help="folder with COCO's train2017, val2017 and "
-                        "annotations/instances_*.json; the four flags below replace its parts")
+                        "annotations/instances_*.json, whose parts the four flags below replace; "
+                        "or one in VOC's layout, with classes.txt if the classes are other ones")
     for split in ("train", "val"):
         parser.add_argument(f"--{split}-annotations", metavar="FILE", help=f"instances of {split}, "
                             "COCO's json or one of your own in its format")
@@ -73,9 +75,9 @@ class DetectionData:
 
     def truth(self):
         """Returns what is true of the evaluation images, as the content of an annotation file."""
-        if self._run.data == "synthetic" or self._recipe.pick:
-            return ground_truth(self._source("val"))
-        return read_json(self._files("val")[0])
+        source = self._source("val")
+        return read_json(self._files("val")[0]) if isinstance(source, CocoInstances) else \
+            ground_truth(source)
 
     def _source(self, split):
         if split not in self._sources:
@@ -90,7 +92,11 @@ class DetectionData:
                 images if split == "train" else max(1, min(HELD_OUT, images // 2)),
                 (side, min(side * 5 // 4, recipe.max_px)), min(recipe.classes, len(KINDS)),
                 seed=recipe.seed, split="train" if split == "train" else "held-out")
-        source = read_instances(*self._files("train" if recipe.pick else split))
+        split = "train" if recipe.pick else split
+        if run.root and (Path(run.root) / "ImageSets").is_dir():
+            source = self._voc(split)
+        else:
+            source = read_instances(*self._files(split))
         if len(source.class_names) != recipe.classes:
             raise UserError(f"the annotations of {split} have {len(source.class_names)} "
                             f"categories, the recipe {recipe.classes}; give --classes "
@@ -99,6 +105,16 @@ class DetectionData:
             return source
         return pick_clear(source, recipe.pick,
                           EvalTransform(recipe.eval_px, recipe.max_px, **self._pixels))
+
+    def _voc(self, split):
+        """Opens a folder in VOC's layout; classes.txt there names other classes than VOC's."""
+        if self._masks:
+            raise UserError(f"{self._run.root} has VOC's layout, whose objects have no masks; use "
+                            "a recipe of Faster or Cascade R-CNN, or COCO's format")
+        names = Path(self._run.root) / "classes.txt"
+        classes = names.read_text(encoding="utf-8").split("\n") if names.exists() else ()
+        return read_voc(self._run.root, split,
+                        tuple(name.strip() for name in classes if name.strip()) or CLASSES)
 
     def _files(self, split):
         """Returns the annotation file and the image folder of a split."""

@@ -20,6 +20,7 @@ from gluon_resnest.models.resnest import initialize
 from gluon_resnest.models.simple_pose import STRIDE, encode, predict_joints
 from gluon_resnest.tasks import pose_evaluation
 from gluon_resnest.tasks.coco_files import write_results
+from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.zoo import POSE, load_weights, pose_model
 
@@ -60,7 +61,7 @@ class Pose:
                             "(default: %(default)s)")
 
     def __init__(self, recipe, run, comm):
-        self._recipe, self._comm = recipe, comm
+        self._recipe, self._run, self._comm = recipe, run, comm
         self._context = comm.context(run.device)
         self._results = Path(run.workdir) / RESULTS if run.workdir else None
         self._boxes_are_found = bool(run.detections)
@@ -118,9 +119,11 @@ class Pose:
         Raises:
           RuntimeError: if a person was not looked at exactly once.
         """
-        # Batch norm statistics are each worker's own; those of worker 0 are the network's.
-        self._comm.broadcast({name: parameter for name, parameter in self.params.items()
-                              if parameter.grad_req == "null"})
+        settle_statistics(
+            self.net, self.params, self._comm,
+            batches=self._recipe.precise_bn_batches if self._train else 0,
+            loader=lambda: _training_data(self._recipe, self._run, self._comm),
+            forward=lambda batch: self.net(self._drawn(batch)[0]))
         joints = self._found()
         return self._comm.on_main(lambda: self._judged(joints))
 

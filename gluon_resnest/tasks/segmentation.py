@@ -23,6 +23,7 @@ from gluon_resnest.losses import PixelCrossEntropy
 from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixel_accuracy
 from gluon_resnest.models.segmentation import initialize, parse_name
 from gluon_resnest.models.whole_image import WholeImage
+from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.zoo import get_model, load_backbone_weights, load_weights
 
 CONFUSION = "confusion.npy"         # in the run directory: int64 (classes, classes), rows are true
@@ -58,7 +59,7 @@ class Segmentation:
                             "(default: %(default)s)")
 
     def __init__(self, recipe, run, comm):
-        self._recipe, self._comm, self._workdir = recipe, comm, run.workdir
+        self._recipe, self._run, self._comm, self._workdir = recipe, run, comm, run.workdir
         self._context = comm.context(run.device)
         self._train, self.class_names = None, None
         if not run.eval_only:
@@ -136,9 +137,11 @@ class Segmentation:
         Raises:
           RuntimeError: if the workers together saw another number of images than the set has.
         """
-        # Running statistics of "batch" are each worker's own; those of worker 0 are the network's.
-        self._comm.broadcast({name: parameter for name, parameter in self.params.items()
-                              if parameter.grad_req == "null"})
+        settle_statistics(
+            self.net, self.params, self._comm,
+            batches=self._recipe.precise_bn_batches if self._train else 0,
+            loader=lambda: _training_data(self._recipe, self._run, self._comm),
+            forward=lambda batch: self.net(nd.array(batch.arrays[0], ctx=self._context)))
         matrix, seen = ConfusionMatrix(self._recipe.classes), 0
         own = shard(len(self._val), self._comm.rank, self._comm.size)
         for image, labels in tqdm(read_ahead(self._val, own, self._readers), "evaluating",
