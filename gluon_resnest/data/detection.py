@@ -127,6 +127,10 @@ class DetectionLoader:
         over the largest shorter side, whatever else is in the batch. None: no further limit.
       divisor: padded sides are multiples of it.
 
+    Attributes:
+      plan: which images are read at which step; see `grouping`.
+      steps_per_epoch: the same on all workers.
+
     Raises:
       UserError: if the numbers do not fit together, or the first image cannot be read.
     """
@@ -137,12 +141,12 @@ class DetectionLoader:
         self._seed, self._divisor = seed, divisor
         if train:
             groups = [dataset.aspect(index) for index in range(len(dataset))]
-            plan = GroupedPlan(groups, batch, rank, size, seed, shape=self._shape)
+            self.plan = GroupedPlan(groups, batch, rank, size, seed, shape=self._shape)
         else:
             shapes = [self._shape(0, index) for index in range(len(dataset))]
-            plan = SortedEvalPlan(shapes, batch, rank, size)
-        self._loader = Loader(_Rows(self.dataset), plan, seed=seed, workers=workers)
-        self.steps_per_epoch = plan.steps_per_epoch
+            self.plan = SortedEvalPlan(shapes, batch, rank, size)
+        self._loader = Loader(_Rows(self.dataset), self.plan, seed=seed, workers=workers)
+        self.steps_per_epoch = self.plan.steps_per_epoch
 
     def __enter__(self):
         return self
