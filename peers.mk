@@ -1,12 +1,14 @@
 # make peers   compares converted weights with timm on PyTorch, in an environment of its own
 #
+# make benchmark-peers   installs there what tools/benchmark.py compares speed with
+#
 # Not part of `make test`. PEERS="resnest14d resnest26d" chooses the models; without it, all eight.
 
 PEERS ?=
 PEERS_BIN := .venv-peers/bin
 PEERS_RUN := runs/peers
 
-.PHONY: peers golden
+.PHONY: peers golden benchmark-peers
 
 .venv-peers/.done: tests/peers/requirements.txt
 	python3 -m venv .venv-peers
@@ -23,3 +25,8 @@ peers: setup .venv-peers/.done
 golden: .venv-peers/.done
 	$(PEERS_BIN)/python tests/peers/write_timm.py --golden tests/golden/timm_logits.npz
 	$(PEERS_BIN)/python tests/peers/write_small.py tests/golden
+
+# Without dependencies: a torchvision made for another build of torch would replace the torch.
+benchmark-peers: .venv-peers/.done tests/peers/requirements-benchmark.txt
+	$(PEERS_BIN)/python -m pip --quiet install -r tests/peers/requirements-benchmark.txt
+	$(PEERS_BIN)/python -m pip --quiet install --no-deps torchvision==0.28.0

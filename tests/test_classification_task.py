@@ -86,7 +86,7 @@ def test_dropblock_rule_and_mask_reach_the_blocks():
 def test_mixed_batch_equals_its_numpy_twin(mode):
     recipe = dataclasses.replace(RECIPE, mixup_mode=mode)
     batch = random_batch()
-    images, targets = make_task(recipe)._mixed(batch)
+    images, targets = make_task(recipe).on_device(batch)
     lam, partner = mixing.mixup_plan(0, 0, batch.indices, 0.2, mode)
     np.testing.assert_allclose(images.asnumpy(),
                                mixing.mix_images(batch.arrays[0], lam, partner), atol=1e-6)
@@ -97,7 +97,7 @@ def test_mixed_batch_equals_its_numpy_twin(mode):
 def test_cutmix_batch_equals_its_numpy_twin():
     recipe = dataclasses.replace(RECIPE, mixup_alpha=0.0, cutmix_alpha=1.0)
     batch = random_batch()
-    images, targets = make_task(recipe)._mixed(batch)
+    images, targets = make_task(recipe).on_device(batch)
     boxes, lam, partner = mixing.cutmix_plan(0, 0, batch.indices, 1.0, 8, 12)
     expected = mixing.mix_images(batch.arrays[0], mixing.box_mask(boxes, 8, 12), partner)
     np.testing.assert_allclose(images.asnumpy(), expected, atol=1e-6)
@@ -108,10 +108,10 @@ def test_the_last_epochs_can_be_unmixed():
     recipe = dataclasses.replace(RECIPE, mixup_off_epochs=1, label_smoothing=0.0)
     task = make_task(recipe)
     unmixed, mixed = random_batch(epoch=9), random_batch(epoch=8)
-    images, targets = task._mixed(unmixed)
+    images, targets = task.on_device(unmixed)
     np.testing.assert_array_equal(images.asnumpy(), unmixed.arrays[0])
     np.testing.assert_array_equal(targets.asnumpy().argmax(1), unmixed.arrays[1])
-    assert (task._mixed(mixed)[0].asnumpy() != mixed.arrays[0]).any()
+    assert (task.on_device(mixed)[0].asnumpy() != mixed.arrays[0]).any()
 
 
 def test_batches_continue_where_a_run_stopped():

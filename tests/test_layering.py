@@ -28,9 +28,10 @@ INTERNAL = {
     "tasks": {"models", "data", "losses", "metrics", "engine", "zoo", "config",
               "interop.analysis", "interop.weights"},
     "cli": {"config", "engine"},
+    "benchmark": {"cli", "data", "engine", "interop", "recipes", "tasks", "zoo"},
     "recipes": {"cli", "config", "tasks"},
     "tools": {"cli", "config", "tasks", "interop", "data", "zoo", "recipes", "engine.plan",
-              "__init__", "metrics"},
+              "__init__", "metrics", "benchmark"},
 }
 
 # Part -> the libraries it may import at module level.
@@ -44,11 +45,13 @@ LIBRARIES = {
     "zoo": {"mxnet"},
     "tasks": {"mxnet", "numpy", "tqdm"},
     "tools": {"mxnet", "numpy", "PIL", "cv2", "tqdm"},
+    # The files in sides/ are scripts of processes that may not have this package.
+    "benchmark": {"numpy", "worker", "side_torch"},
 }
 
 # Libraries that may be absent: imported only inside the function that needs them.
 OPTIONAL = {"gluoncv", "pycocotools", "onnx", "onnxruntime", "torch", "tensorboard", "matplotlib",
-            "safetensors", "sklearn", "wandb"}
+            "safetensors", "sklearn", "wandb", "timm", "torchvision", "nncf", "openvino", "resnest"}
 
 Import = namedtuple("Import", "file line module at_module_level")
 

@@ -74,9 +74,9 @@ class Classification:
         mx.random.seed(recipe.seed)
         self.net = _network(recipe, comm, self._context)
         if not run.eval_only:
-            _warn_of_few_values(self.net, recipe, comm)
+            _look_for_few_values(self.net, recipe, comm)
         if run.weights:
-            load_weights(self.net, recipe.network, run.weights, ctx=self._context)
+            self.load(run)
         freeze_stages(self.net, recipe.freeze_stages)
         self.net.hybridize(static_alloc=True)
         self.params = self.net.collect_params()
@@ -86,10 +86,18 @@ class Classification:
             return
         self.update = make_update(recipe, self.net, comm, optimizer(
             recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
+        self._class_weights = None
+        if recipe.class_weights == "balanced":
+            self._class_weights = nd.array(balanced_weights(
+                self._train.dataset.labels, recipe.classes), ctx=self._context)
         self._teacher = _teacher(recipe, run, self._context)
         self._loss = SoftCrossEntropy() if self._teacher is None else \
             Distillation(recipe.temperature, recipe.hard_weight)
         self._loss.hybridize()
+
+    def load(self, run):
+        """Gives the network the values that --weights names."""
+        load_weights(self.net, self._recipe.network, run.weights, ctx=self._context)
 
     @property
     def lr_at(self):

@@ -1,0 +1,38 @@
+"""PyTorch's DataLoader with the training transforms of timm or torchvision."""
+from worker import Side
+
+
+def make(job):
+    import torch
+    from side_torch import import_timm
+    timm = import_timm()
+    import torchvision
+    compose = {"timm": _timm, "torchvision": _torchvision}[job["competitor"]]
+    torch.set_num_threads(1)
+    dataset = torchvision.datasets.ImageFolder(job["file"], compose(job))
+    loader = torch.utils.data.DataLoader(dataset, job["batch"], shuffle=True, drop_last=True,
+                                         num_workers=job["threads"], persistent_workers=True)
+
+    def endless():
+        while True:
+            yield from loader
+
+    batches = endless()
+    return Side(lambda: next(batches), {"torch": torch.__version__, "timm": timm.__version__,
+                                        "torchvision": torchvision.__version__})
+
+
+def _timm(job):
+    from timm.data import create_transform
+    return create_transform(job["size"], is_training=True, color_jitter=0.4,
+                            auto_augment="original" if job["auto_augment"] else None)
+
+
+def _torchvision(job):
+    from torchvision import transforms
+    colours = transforms.AutoAugment() if job["auto_augment"] else \
+        transforms.ColorJitter(0.4, 0.4, 0.4)
+    return transforms.Compose([
+        transforms.RandomResizedCrop(job["size"]), transforms.RandomHorizontalFlip(), colours,
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])

@@ -1,0 +1,195 @@
+"""Compares speed: inference, training step or input pipeline, ours against other libraries'.
+
+    python tools/benchmark.py infer --vs gluoncv,torch-compile,onnxruntime,openvino --batch 16
+    python tools/benchmark.py infer --deployed exported/resnest50 --vs gluoncv --precision fp32
+    python tools/benchmark.py train --vs torch-compile,gluoncv --batch 16 --size 224
+    python tools/benchmark.py train --with-recipe --with-dropblock
+    python tools/benchmark.py train --workers 1,2
+    python tools/benchmark.py data --data FOLDER --vs timm,torchvision
+    python tools/benchmark.py infer --paper table4 --device gpu
+
+Each competitor has a process of its own, and all take turns, round after round. Rounds in which
+other processes held a CPU are dropped; if too few remain, the report says that it is none. `speed`
+is relative to the first row, round by round: median and extremes. What the peers need is installed
+by `make benchmark-peers`. --device gpu was written without a GPU to try it on.
+"""
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from gluon_resnest.benchmark import report, rounds
+from gluon_resnest.benchmark.competitors import KINDS, PRECISIONS, chosen
+from gluon_resnest.errors import UserError, exit_on_user_error
+
+PAPER = {       # what the paper's tables time on a V100, 16 images a batch
+    "table2": [(f"resnest50_fast_{name}", 224) for name in
+               ("0s1x64d", "1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d",
+                "1s4x24d")],
+    "table4": [("resnest101", 256), ("resnest200", 320), ("resnest269", 416)],
+}
+BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = "; ".join(f"{kind}: {', '.join(known)}" for kind, known in KINDS.items())
+    parser.add_argument("kind", choices=tuple(KINDS))
+    parser.add_argument("--vs", default="", metavar="NAME,...",
+                        help=f"competitors of ours ({kinds})")
+    parser.add_argument("--model", default="resnest50", metavar="NAME", help="zoo name "
+                        "(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="images (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="pixels (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    parser.add_argument("--threads", type=int, help="of a competitor, or loader processes "
+                        "(default: one for each CPU)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--deployed", metavar="PAIR|FILE.onnx",
+                        help="infer: an exported network as first competitor")
+    parser.add_argument("--engine", default="mxnet", choices=("mxnet", "onnxruntime"),
+                        help="of --deployed (default: %(default)s)")
+    parser.add_argument("--paper", choices=tuple(PAPER), help="infer: the networks and crops of "
+                        "this table instead of --model and --size")
+    parser.add_argument("--with-recipe", action="store_true",
+                        help="train: also with mixup, smoothed labels, metrics and log")
+    parser.add_argument("--with-dropblock", action="store_true", help="train: also with DropBlock")
+    parser.add_argument("--with-mirror", action="store_true", help="train: also with "
+                        "MXNET_BACKWARD_DO_MIRROR, less memory for more time")
+    parser.add_argument("--workers", metavar="N,...", help="train: ours with so many processes, "
+                        "each with --threads pinned CPUs (default: all CPUs shared out)")
+    parser.add_argument("--data", metavar="FOLDER", help="data: folder of class folders of JPEGs")
+    parser.add_argument("--auto-augment", action="store_true", help="data: with AutoAugment")
+    parser.add_argument("--peers-python", default=".venv-peers/bin/python", metavar="PATH",
+                        help="interpreter that has the peers (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="undisturbed rounds wanted "
+                        "(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0,
+                        help="length of a turn, at least one unit (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=6.0,
+                        help="no round begins that would end later (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=0.1, metavar="CPUS", help="what others may "
+                        "hold in a turn that counts (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw images per second")
+    return parser.parse_args(argv)
+
+
+def check(flags):
+    """Raises a UserError for numbers and combinations that cannot be measured."""
+    for name in ("batch", "size", "classes", "rounds", "seconds", "minutes"):
+        if getattr(flags, name) <= 0:
+            raise UserError(f"--{name} must be positive, got {getattr(flags, name)}")
+    if flags.kind == "data" and not (flags.data and Path(flags.data).is_dir()):
+        raise UserError(f"--data must be a folder of class folders of images, got {flags.data!r}")
+    for name, kind in (("deployed", "infer"), ("paper", "infer"), ("with_recipe", "train"),
+                       ("with_dropblock", "train"), ("with_mirror", "train"), ("workers", "train"),
+                       ("data", "data"), ("auto_augment", "data")):
+        if getattr(flags, name) and flags.kind != kind:
+            raise UserError(f"--{name.replace('_', '-')} belongs to {kind}, not to {flags.kind}; "
+                            "leave it out")
+    if flags.precision == "bf16" and flags.device == "cpu" and not BFLOAT16 & set(
+            report.machine()["vectors"]):
+        raise UserError("bf16 needs a CPU with AVX-512 BF16 or AMX, and this one has neither: it "
+                        "would emulate them and be slower than fp32; use --precision fp32")
+
+
+def competitors(flags):
+    """Returns the names of the rows, the one that others are compared with first."""
+    names = ["deployed"] if flags.deployed else ["ours"]
+    names += [name for name, wanted in (("ours-recipe", flags.with_recipe),
+                                        ("ours-dropblock", flags.with_dropblock),
+                                        ("ours-mirror", flags.with_mirror)) if wanted]
+    names += [name for name in flags.vs.split(",") if name and name not in names]
+    if len(names) > 1 and (flags.workers or flags.paper):
+        raise UserError("--workers and --paper compare ours with ours; leave --vs and --with-... "
+                        "out")
+    return names
+
+
+def entries_of(flags, tell):
+    """Returns the entries to measure, the probe's last."""
+    pythons = {False: sys.executable, True: flags.peers_python}
+    found, left_out = chosen(flags.kind, competitors(flags), flags.precision, pythons)
+    for sentence in left_out:
+        tell(sentence)
+    cpus = sorted(os.sched_getaffinity(0))
+    counts = worker_counts(flags.workers, len(cpus))
+    threads = flags.threads or len(cpus) // max(counts)
+    if threads * max(counts) > len(cpus) and flags.kind != "data":
+        raise UserError(f"{max(counts)} worker(s) with {threads} thread(s) each need more than the "
+                        f"{len(cpus)} CPUs of this process; give fewer")
+    base = {"kind": flags.kind, "classes": flags.classes, "batch": flags.batch,
+            "precision": flags.precision, "device": flags.device, "threads": threads,
+            "dropblock": 0.0, "file": flags.deployed or flags.data, "engine": flags.engine,
+            "auto_augment": flags.auto_augment}
+    entries = []
+    for name, competitor in found.items():
+        for model, size in PAPER[flags.paper] if flags.paper else [(flags.model, flags.size)]:
+            for count in counts:
+                label = model if flags.paper else f"{count} worker(s)" if flags.workers else name
+                cores = [cpus[k * threads:(k + 1) * threads] for k in range(count)]
+                entries.append(rounds.Entry(label, pythons[competitor.peer], {
+                    **base, "competitor": name, "library": competitor.library, "model": model,
+                    "size": size, "workers": count, "cores": cores if flags.workers else [],
+                    **competitor.job}, competitor.environ, flags.batch * count))
+    if flags.device == "cpu" and flags.kind != "data":
+        entries.append(rounds.probe(max(entries, key=lambda entry: entry.job["workers"]),
+                                    sys.executable))
+    return entries
+
+
+def worker_counts(text, cpus):
+    """Returns the numbers of "1,2", or [1] without any."""
+    if not text:
+        return [1]
+    if not re.fullmatch(r"[1-9]\d?(,[1-9]\d?)*", text):
+        raise UserError(f"--workers must be whole numbers such as 1,2, got {text!r}")
+    counts = list(map(int, text.split(",")))
+    if max(counts) > cpus:
+        raise UserError(f"--workers {text} asks for {max(counts)} processes on {cpus} CPUs; give "
+                        "at most one for each")
+    return counts
+
+
+def flops_of(flags):
+    """Returns the floating point operations an image takes, None where rows differ in it."""
+    if flags.kind == "data" or flags.paper or flags.deployed:
+        return None
+    from gluon_resnest.interop.analysis import analyze
+    from gluon_resnest.zoo import get_model
+    macs = analyze(get_model(flags.model, classes=flags.classes),
+                   (flags.size, flags.size)).total().macs
+    return 2 * macs * (3 if flags.kind == "train" else 1)
+
+
+def main(argv=None):
+    flags = parse(argv)
+    with exit_on_user_error():
+        check(flags)
+
+        def tell(sentence):
+            print(sentence, file=sys.stderr, flush=True)
+
+        flops, entries = flops_of(flags), entries_of(flags, tell)
+        plan = rounds.Plan(flags.rounds, flags.seconds, flags.minutes, flags.limit)
+        with tempfile.TemporaryDirectory(prefix="gluon-resnest-benchmark-") as folder:
+            outcome = rounds.run(entries, plan, Path(folder), tell=tell)
+        settings = {name: value for name, value in vars(flags).items() if value and name not in
+                    ("kind", "vs", "rounds", "seconds", "minutes", "limit", "json", "plot",
+                     "peers_python", "classes", *(("model", "size") if flags.paper else ()))}
+        made = report.document(flags.kind, entries, plan, outcome, flops=flops, settings=settings)
+        print(report.text(made))
+        if flags.json:
+            Path(flags.json).write_text(json.dumps(made, indent=1) + "\n")
+        if flags.plot:
+            report.draw(made, flags.plot)
+
+
+if __name__ == "__main__":
+    main()
