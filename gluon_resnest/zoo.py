@@ -251,10 +251,10 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
         _refuse_given(f"{name!r} is a segmentation network, which has no", dict(
             last_gamma=last_gamma, in_channels=in_channels, final_drop=final_drop,
             features_only=features_only, out_indices=out_indices))
-        backbone = get_model(spelled.backbone, norm_layer=norm_layer, norm_kwargs=norm_kwargs,
-                             output_stride=output_stride or 8, dropblock=dropblock or 0.0)
-        net = segmenter(backbone, spelled.classes or classes if classes == 1000 else classes,
-                        head=spelled.head, aux=aux, norm=norm_constructor(norm_layer, norm_kwargs))
+        net = segmentation_model(
+            name, spelled.classes or classes if classes == 1000 else classes, aux=aux,
+            output_stride=output_stride or 8, norm_layer=norm_layer, norm_kwargs=norm_kwargs,
+            dropblock=dropblock or 0.0)
         if pretrained:
             _load(net, name, pretrained, root, ctx)
         return net
@@ -329,6 +329,34 @@ def pose_model(backbone, joints=17, *, norm_layer=None, norm_kwargs=None, dropbl
     features = get_model(backbone, norm_layer=norm_layer, norm_kwargs=norm_kwargs,
                          dropblock=dropblock, features_only=True, out_indices=(3,))
     return SimplePose(features, joints, norm_constructor(norm_layer, norm_kwargs))
+
+
+def segmentation_model(name, classes, *, output_stride=8, norm_layer=None, norm_kwargs=None,
+                       dropblock=0.0, aux=True, head_channels=None, head_dropout=True):
+    """Builds a segmentation network (paper, 6.3).
+
+    Args:
+      name: see `models.segmentation.parse_name`.
+      classes: length of the logits.
+      output_stride: 8 or 16.
+      norm_layer, norm_kwargs: see `models.norm.norm_layer`; of backbone and heads.
+      dropblock: probability in the backbone; the published runs had none.
+      aux, head_channels, head_dropout: see `models.segmentation.segmenter`.
+
+    Returns:
+      `models.segmentation.Segmenter`.
+
+    Raises:
+      UserError: if the name is not one of a segmentation network, or an argument does not fit.
+    """
+    spelled = parse_name(name)
+    if not spelled:
+        raise UserError(f"{name!r} is no segmentation network; expected "
+                        "{head}_{backbone}[_{data set}], such as deeplab_resnest50_ade")
+    backbone = get_model(spelled.backbone, norm_layer=norm_layer, norm_kwargs=norm_kwargs,
+                         output_stride=output_stride, dropblock=dropblock)
+    return segmenter(backbone, classes, head=spelled.head, aux=aux, dropout=head_dropout,
+                     head_channels=head_channels, norm=norm_constructor(norm_layer, norm_kwargs))
 
 
 def load_weights(net, name, source, *, root=None, ctx=None):

@@ -41,11 +41,13 @@ PASCAL_CONTEXT = replace(
 # a handful of images learned by heart (docs/segmentation.md).
 SHAPES = SegmentationRecipe(
     network="deeplabplus_resnest_tiny", source="this project, for trials", dataset="folder",
-    classes=6, epochs=12, batch=16, optimizer="adam", lr=0.001, head_lr_factor=1.0, base_px=120,
-    crop_px=96, scale_low=0.75, scale_high=1.25, blur=0.0, eval_scales="1", eval_flip=False,
-    eval_rule="softmax", eval_every=3)
-BY_HEART = replace(SHAPES, dataset="ade20k", classes=150, epochs=400, batch=4, base_px=1040,
-                   crop_px=160, scale_low=1.0, scale_high=1.0, flip=False, eval_every=100)
+    classes=6, head_channels=64, head_dropout=False, epochs=12, batch=16, optimizer="adam",
+    lr=0.004, head_lr_factor=1.0, warmup_epochs=0.5, base_px=120, crop_px=96, scale_low=0.75,
+    scale_high=1.25, blur=0.0, eval_scales="1", eval_flip=False, eval_rule="softmax",
+    eval_every=3)
+BY_HEART = replace(SHAPES, dataset="ade20k", classes=150, epochs=400, batch=4, lr=0.002,
+                   base_px=1040, crop_px=160, scale_low=1.0, scale_high=1.0, flip=False,
+                   eval_every=100)
 
 RECIPES = {
     "resnest50_ade": ADE,

@@ -11,7 +11,7 @@ from gluon_resnest.interop.weights import load_parameters, read_params, save_par
 from gluon_resnest.models.deeplab import resize_like
 from gluon_resnest.models.segmentation import (
     HEADS, SEGMENTERS, Segmenter, initialize, parse_name, segmenter)
-from gluon_resnest.zoo import load_backbone_weights
+from gluon_resnest.zoo import load_backbone_weights, segmentation_model
 
 ALL = [f"{head}_resnest_tiny" for head in HEADS]
 
@@ -149,7 +149,23 @@ def test_data_set_in_the_name_says_how_many_classes():
     assert get_model("deeplab_resnest_tiny_citys", classes=7).head.block[-1].weight.shape[0] == 7
 
 
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_a_head_may_be_narrow_and_without_dropout(head):
+    def block(**options):
+        return segmentation_model(f"{head}_resnest_tiny", 5, **options).head
+    names = list(block()._collect_params_with_prefix())
+    narrow = block(head_channels=24, head_dropout=False)
+    assert list(narrow._collect_params_with_prefix()) == names
+    assert narrow.block[-1].weight.shape == (5, 24, 1, 1)
+    narrow.initialize()
+    shapes = [(2, channels, 6, 4) for channels in get_model("resnest_tiny").feature_channels]
+    maps = [mx.nd.random.normal(shape=shapes[level]) for level in narrow.levels]
+    with autograd.train_mode():
+        np.testing.assert_array_equal(narrow(*maps).asnumpy(), narrow(*maps).asnumpy())
+
+
 @pytest.mark.parametrize("call, message", [
+    (lambda: segmentation_model("resnest_tiny", 5), "no segmentation network"),
     (lambda: get_model("deeplab_resnest_tiny_ade", output_stride=32), "8 or 16, got 32"),
     (lambda: get_model("deeplab_resnest_tiny_ade", last_gamma=True), "last_gamma"),
     (lambda: segmenter(get_model("resnest_tiny", dilated=True), 5, head="deeplap"), "'deeplab'"),

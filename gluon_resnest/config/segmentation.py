@@ -20,6 +20,9 @@ class SegmentationRecipe(Recipe):
     output_stride: int = setting(8, "stride of the last feature map (paper, 6.3)", choices=(8, 16))
     norm: str = setting("sync", "batch norm over the images of all workers (paper, 6.3), of each "
                         "worker, or frozen", choices=("sync", "batch", "frozen"))
+    head_channels: Optional[int] = setting(None, "channels inside the head; none: as published",
+                                           low=1)
+    head_dropout: bool = setting(True, "dropout in the heads, as published")
     # schedule
     epochs: int = setting(120, "passes over the training set (paper, 6.3)", low=1)
     batch: int = setting(16, "images per step over all workers", low=1)
@@ -88,7 +91,8 @@ class SegmentationRecipe(Recipe):
     def per_worker(self):
         """What depends on how many workers share a batch; see `Recipe`."""
         batch = ("which images a batch norm sees",) if self.norm == "batch" else ()
-        return (*batch, "what the heads' dropout draws")
+        dropout = ("what the heads' dropout draws",) if self.head_dropout else ()
+        return (*batch, *dropout)
 
     def smoke(self, workers):
         """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""

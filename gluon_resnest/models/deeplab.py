@@ -8,7 +8,7 @@ from mxnet.gluon import nn
 from mxnet.gluon.contrib.nn import HybridConcurrent
 
 RATES = (12, 24, 36)    # at stride 8; half of them at stride 16 (2017, section 4.1)
-ASPP_CHANNELS = 256
+CHANNELS = 256          # inside the heads, as published
 
 
 def conv_norm(channels, kernel, *, in_channels, norm, dilation=1):
@@ -46,24 +46,25 @@ class ImagePooling(nn.HybridBlock):
 
 
 class ASPP(nn.HybridBlock):
-    """Atrous spatial pyramid pooling: (N, C, H, W) to (N, ASPP_CHANNELS, H, W).
+    """Atrous spatial pyramid pooling: (N, C, H, W) to (N, channels, H, W).
 
     Args:
+      channels: of each branch and of the result.
       in_channels: C.
       norm: constructor of normalisation layers.
       stride: of the map within the image, 8 or 16; decides the dilation rates.
     """
 
-    def __init__(self, in_channels, *, norm, stride):
+    def __init__(self, channels, *, in_channels, norm, stride, dropout=True):
         super().__init__()
         self.concurent = HybridConcurrent(axis=1)       # spelled as in the files
-        self.concurent.add(conv_norm(ASPP_CHANNELS, 1, in_channels=in_channels, norm=norm))
+        self.concurent.add(conv_norm(channels, 1, in_channels=in_channels, norm=norm))
         for rate in RATES:
-            self.concurent.add(conv_norm(ASPP_CHANNELS, 3, in_channels=in_channels, norm=norm,
+            self.concurent.add(conv_norm(channels, 3, in_channels=in_channels, norm=norm,
                                          dilation=rate * 8 // stride))
-        self.concurent.add(ImagePooling(ASPP_CHANNELS, in_channels=in_channels, norm=norm))
-        self.project = conv_norm(ASPP_CHANNELS, 1, in_channels=5 * ASPP_CHANNELS, norm=norm)
-        self.project.add(nn.Dropout(0.5))
+        self.concurent.add(ImagePooling(channels, in_channels=in_channels, norm=norm))
+        self.project = conv_norm(channels, 1, in_channels=5 * channels, norm=norm)
+        self.project.add(nn.Dropout(0.5 * dropout))
 
     def hybrid_forward(self, F, x):
         return self.project(self.concurent(x))
@@ -76,17 +77,21 @@ class DeepLabHead(nn.HybridBlock):
       channels, strides: of the four feature maps.
       classes: length of the logits.
       norm: constructor of normalisation layers.
+      inner: channels inside.
+      dropout: whether there is dropout, as published.
       prefix: of the names in `collect_params()`.
     """
 
     levels = (3,)
 
-    def __init__(self, channels, strides, classes, *, norm, prefix="head_"):
+    def __init__(self, channels, strides, classes, *, norm, inner=CHANNELS, dropout=True,
+                 prefix="head_"):
         super().__init__(prefix=prefix)
         with self.name_scope():
-            self.aspp = ASPP(channels[3], norm=norm, stride=strides[3])
-            self.block = conv_norm(256, 3, in_channels=ASPP_CHANNELS, norm=norm)
-            self.block.add(nn.Dropout(0.1), nn.Conv2D(classes, 1, in_channels=256))
+            self.aspp = ASPP(inner, in_channels=channels[3], norm=norm, stride=strides[3],
+                             dropout=dropout)
+            self.block = conv_norm(inner, 3, in_channels=inner, norm=norm)
+            self.block.add(nn.Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, x):
         return self.block(self.aspp(x))
@@ -100,16 +105,18 @@ class DeepLabPlusHead(nn.HybridBlock):
 
     levels = (0, 3)
 
-    def __init__(self, channels, strides, classes, *, norm, prefix="head_"):
+    def __init__(self, channels, strides, classes, *, norm, inner=CHANNELS, dropout=True,
+                 prefix="head_"):
         super().__init__(prefix=prefix)
         with self.name_scope():
-            self.aspp = ASPP(channels[3], norm=norm, stride=strides[3])
+            self.aspp = ASPP(inner, in_channels=channels[3], norm=norm, stride=strides[3],
+                             dropout=dropout)
             self.low = conv_norm(48, 1, in_channels=channels[0], norm=norm)
-            self.block = conv_norm(256, 3, in_channels=ASPP_CHANNELS + 48, norm=norm)
-            self.block.add(nn.Dropout(0.5),
-                           conv_norm(256, 3, in_channels=256, norm=norm),
-                           nn.Dropout(0.1),
-                           nn.Conv2D(classes, 1, in_channels=256))
+            self.block = conv_norm(inner, 3, in_channels=inner + 48, norm=norm)
+            self.block.add(nn.Dropout(0.5 * dropout),
+                           conv_norm(inner, 3, in_channels=inner, norm=norm),
+                           nn.Dropout(0.1 * dropout),
+                           nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, fine, coarse):
         return self.block(F.concat(resize_like(F, self.aspp(coarse), fine), self.low(fine), dim=1))

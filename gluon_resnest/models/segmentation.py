@@ -26,16 +26,19 @@ class FCNHead(nn.HybridBlock):
       classes: length of the logits.
       norm: constructor of normalisation layers.
       level: which map it looks at.
+      inner: channels inside; None is a quarter of the map's, as published.
+      dropout: whether there is dropout, as published.
       prefix: of the names in `collect_params()`.
     """
 
-    def __init__(self, channels, strides, classes, *, norm, level=3, prefix="head_"):
+    def __init__(self, channels, strides, classes, *, norm, level=3, inner=None, dropout=True,
+                 prefix="head_"):
         super().__init__(prefix=prefix)
         self.levels = (level,)
-        inner = channels[level] // 4
+        inner = inner or channels[level] // 4
         with self.name_scope():
             self.block = conv_norm(inner, 3, in_channels=channels[level], norm=norm)
-            self.block.add(nn.Dropout(0.1), nn.Conv2D(classes, 1, in_channels=inner))
+            self.block.add(nn.Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, x):
         return self.block(x)
@@ -65,12 +68,13 @@ class PSPHead(nn.HybridBlock):
 
     levels = (3,)
 
-    def __init__(self, channels, strides, classes, *, norm, prefix="head_"):
+    def __init__(self, channels, strides, classes, *, norm, inner=512, dropout=True,
+                 prefix="head_"):
         super().__init__(prefix=prefix)
         with self.name_scope():
             self.psp = PyramidPooling(channels[3], norm=norm)
-            self.block = conv_norm(512, 3, in_channels=2 * channels[3], norm=norm)
-            self.block.add(nn.Dropout(0.1), nn.Conv2D(classes, 1, in_channels=512))
+            self.block = conv_norm(inner, 3, in_channels=2 * channels[3], norm=norm)
+            self.block.add(nn.Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, x):
         return self.block(self.psp(x))
@@ -128,7 +132,8 @@ def _adopt(block, backbone):
     return block
 
 
-def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer()):
+def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer(), dropout=True,
+              head_channels=None):
     """Builds the heads for a backbone.
 
     Args:
@@ -137,6 +142,8 @@ def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer())
       head: a name of HEADS.
       aux: whether there is an auxiliary FCN head on the third map (Zhao et al. 2017, section 3.3).
       norm: constructor of the heads' normalisation layers.
+      dropout: whether the heads have dropout, as published.
+      head_channels: inside the main head; None is as published.
 
     Raises:
       UserError: if there is no such head, or the backbone has another stride.
@@ -145,8 +152,11 @@ def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer())
     maps = backbone.feature_channels, backbone.feature_strides
     if maps[1][3] not in (8, 16):
         raise UserError(f"a segmentation network needs output_stride 8 or 16, got {maps[1][3]}")
-    auxlayer = FCNHead(*maps, classes, norm=norm, level=2, prefix="auxlayer_") if aux else None
-    return Segmenter(backbone, HEADS[head](*maps, classes, norm=norm), auxlayer)
+    options = {"norm": norm, "dropout": dropout}
+    auxlayer = FCNHead(*maps, classes, level=2, prefix="auxlayer_", **options) if aux else None
+    if head_channels:
+        options["inner"] = head_channels
+    return Segmenter(backbone, HEADS[head](*maps, classes, **options), auxlayer)
 
 
 def initialize(net, ctx=None):

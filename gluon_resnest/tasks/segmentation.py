@@ -21,10 +21,10 @@ from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import PixelCrossEntropy
 from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixel_accuracy
-from gluon_resnest.models.segmentation import initialize, parse_name
+from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.models.whole_image import WholeImage
 from gluon_resnest.tasks.statistics import settle_statistics
-from gluon_resnest.zoo import get_model, load_backbone_weights, load_weights
+from gluon_resnest.zoo import load_backbone_weights, load_weights, segmentation_model
 
 CONFUSION = "confusion.npy"         # in the run directory: int64 (classes, classes), rows are true
 _SUM_NUMBERS = range(8)             # more than the steps that are under way at a time
@@ -177,12 +177,10 @@ class Segmentation:
 
 def _network(recipe, run, comm, context):
     """Builds the recipe's network on the device, initialised or loaded."""
-    net = get_model(recipe.network, classes=recipe.classes, output_stride=recipe.output_stride,
-                    norm_layer=recipe.norm,
-                    norm_kwargs={"workers": comm} if recipe.norm == "sync" else None)
-    if not parse_name(recipe.network):
-        raise UserError(f"{recipe.network!r} is no segmentation network; expected "
-                        "{head}_{backbone}[_{data set}], such as deeplab_resnest50_ade")
+    net = segmentation_model(
+        recipe.network, recipe.classes, output_stride=recipe.output_stride,
+        norm_layer=recipe.norm, norm_kwargs={"workers": comm} if recipe.norm == "sync" else None,
+        head_channels=recipe.head_channels, head_dropout=recipe.head_dropout)
     initialize(net, ctx=context)
     if run.backbone_weights:
         load_backbone_weights(net.stages(), run.backbone_weights, ctx=context)

@@ -40,8 +40,9 @@ def open_pose_run(directory, *, ctx=None):
 def open_segmentation_run(directory, *, ctx=None):
     """Builds the network of a run directory of a segmentation recipe; as `open_run`."""
     recipe = _recipe(Path(directory), SegmentationRecipe)
-    net = zoo.get_model(recipe.network, classes=recipe.classes,
-                        output_stride=recipe.output_stride)
+    net = zoo.segmentation_model(
+        recipe.network, recipe.classes, output_stride=recipe.output_stride,
+        head_channels=recipe.head_channels, head_dropout=recipe.head_dropout)
     return _filled(net, directory, ctx), recipe
 
 
