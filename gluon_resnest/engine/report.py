@@ -204,7 +204,7 @@ def write_result(path, *, measured, expected=None, tolerance=None, seconds, imag
     """
     result = {"measured": measured, "metric": main_metric, "expected": expected,
               "tolerance": tolerance,
-              "verdict": verdict(measured[main_metric], expected, tolerance),
+              "verdict": verdict(measured.get(main_metric), expected, tolerance),
               "commit": commit(), "seconds": seconds, "images_per_second": images_per_second,
               "parameters": parameters, "machine": machine()}
     if path is not None:
@@ -213,8 +213,8 @@ def write_result(path, *, measured, expected=None, tolerance=None, seconds, imag
 
 
 def verdict(measured, expected, tolerance):
-    """Returns "reached", "missed" or "no target"; larger is better."""
-    if expected is None:
+    """Returns "reached", "missed" or "no target"; larger is better, None was not measured."""
+    if expected is None or measured is None:
         return "no target"
     rounding = 1e-9                 # 81.04 - 0.3 is a little more than 80.74
     return "reached" if measured >= expected - (tolerance or 0.0) - rounding else "missed"
