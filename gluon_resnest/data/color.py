@@ -24,32 +24,33 @@ LIGHTING_BASIS = np.array([
     [55.46 * -0.5808, 4.794 * -0.0045, 1.148 * -0.8140],
     [55.46 * -0.5836, 4.794 * -0.6948, 1.148 * 0.4203],
 ])
+_EYE = np.eye(3)
 
 
 def brightness(factor):
     """Returns the map that multiplies every channel."""
-    return _affine(factor * np.eye(3))
+    return _affine(factor * _EYE)
 
 
 def contrast(factor, grey_mean):
     """Returns the map that moves every channel away from the image's mean grey (0..255)."""
-    return _affine(factor * np.eye(3), (1 - factor) * grey_mean)
+    return _affine(factor * _EYE, (1 - factor) * grey_mean)
 
 
 def saturation(factor):
     """Returns the map that moves every channel away from the pixel's own grey."""
-    return _affine(factor * np.eye(3) + (1 - factor) * np.outer(np.ones(3), SATURATION_GREY))
+    return _affine(factor * _EYE + (1 - factor) * np.array(SATURATION_GREY))
 
 
 def lighting(alpha):
     """Returns the map that adds the three principal components weighted with `alpha`."""
-    return _affine(np.eye(3), LIGHTING_BASIS @ np.asarray(alpha, dtype=float))
+    return _affine(_EYE, LIGHTING_BASIS @ np.asarray(alpha, dtype=float))
 
 
 def normalization(mean=MEAN, std=STD):
     """Returns the map from 0..255 to (value / 255 - mean) / std."""
     mean, std = np.asarray(mean, dtype=float), np.asarray(std, dtype=float)
-    return _affine(np.diag(1 / (255 * std)), -mean / std)
+    return _affine(_EYE / (255 * std), -mean / std)
 
 
 def then(first, second):
@@ -102,4 +103,7 @@ def apply(image, color_map):
 
 
 def _affine(matrix, offset=0.0):
-    return np.column_stack([matrix, np.broadcast_to(offset, 3)])
+    result = np.empty((3, 4))
+    result[:, :3] = matrix
+    result[:, 3] = offset
+    return result

@@ -64,7 +64,7 @@ def _histogram(pixels):
 
 
 def _picture(image):
-    return Image.fromarray(np.asarray(image))
+    return Image.fromarray(np.ascontiguousarray(image))       # a view would be slow
 
 
 def _ramp(operation):
@@ -90,7 +90,7 @@ def _contrast(image, value, fill):
 
 def _color(image, value, fill):
     return View(image, change=lambda pixels: np.asarray(
-        ImageEnhance.Color(Image.fromarray(pixels)).enhance(value)))
+        ImageEnhance.Color(_picture(pixels)).enhance(value)))
 
 
 def _auto_contrast(counts):
