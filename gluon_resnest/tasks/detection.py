@@ -1,5 +1,4 @@
 """Detection and instance segmentation as a Task: R-CNNs on a pyramid, COCO's AP (paper, 6.1)."""
-import dataclasses
 import itertools
 import logging
 from pathlib import Path
@@ -17,20 +16,19 @@ from gluon_resnest.engine.optim import Steps, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.deform import set_deformable_form
-from gluon_resnest.models.detection.build import Norms, detector, parse
-from gluon_resnest.models.detection.conventions import conventions as conventions_of
+from gluon_resnest.models.detection.build import parse
 from gluon_resnest.models.detection.inference import View, detect, detect_views
 from gluon_resnest.models.detection.rpn import NO_BOX
 from gluon_resnest.models.detection.targets import Objects
-from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks import detection_data
 from gluon_resnest.tasks.coco_files import write_results
 from gluon_resnest.tasks.detection_evaluation import (
     KINDS, ProposalRecall, check_results, coco_ap, coco_results, table)
+from gluon_resnest.tasks.detector import build_detector
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
-from gluon_resnest.zoo import get_model, load_weights
+from gluon_resnest.zoo import load_weights
 
 RESULTS = {"bbox": "boxes.json", "segm": "masks.json"}      # in the run directory, COCO's format
 PER_CLASS = "classes.json"                                  # in the run directory: AP by class
@@ -97,7 +95,7 @@ class Detection:
 
         enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
-        self.net = build(recipe, comm, self._context)
+        self.net = build_detector(recipe, comm)
         initialize(self.net, ctx=self._context)
         if run.backbone_weights:
             load_backbone(self.net.features.backbone, run.backbone_weights, ctx=self._context)
@@ -285,24 +283,3 @@ class Detection:
         if self._workdir is not None:
             write_results(self._workdir / PER_CLASS, classes)
         return metrics
-
-
-def build(recipe, comm=None, context=None):
-    """Returns the network of a recipe, without values; with `comm` norms may be synchronised."""
-    changes = {"roi_samples": recipe.roi_samples, "detections": recipe.detections,
-               **dict.fromkeys(("post_nms_train", "cascade_post_nms_train", "post_nms_test"),
-                               recipe.proposals)}
-    conventions = dataclasses.replace(
-        conventions_of(recipe.conventions),
-        **{name: value for name, value in changes.items() if value is not None})
-
-    def norm(policy):
-        if policy == "sync":
-            return norm_layer("sync", {"workers": comm}) if comm else "batch"
-        return policy
-
-    return detector(
-        recipe.network.lower(), get_model, classes=recipe.classes, conventions=conventions,
-        norms=Norms(*map(norm, recipe.norms)), dropblock=recipe.dropblock,
-        box_head=recipe.box_head, mask_convs=recipe.mask_convs,
-        frozen_stages=recipe.frozen_stages)

@@ -5,10 +5,12 @@ from pathlib import Path
 import mxnet as mx
 
 from gluon_resnest import zoo
-from gluon_resnest.config import ClassificationRecipe, PoseRecipe, SegmentationRecipe
+from gluon_resnest.config import (
+    ClassificationRecipe, DetectionRecipe, PoseRecipe, SegmentationRecipe)
 from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.tasks.detector import build_detector
 
 
 def open_run(directory, *, ctx=None):
@@ -44,6 +46,16 @@ def open_segmentation_run(directory, *, ctx=None):
         recipe.network, recipe.classes, output_stride=recipe.output_stride,
         head_channels=recipe.head_channels, head_dropout=recipe.head_dropout)
     return _filled(net, directory, ctx), recipe
+
+
+def open_detection_run(directory, *, class_names=None, ctx=None):
+    """Builds the network of a run directory of a detection recipe; as `open_run`.
+
+    Args:
+      class_names: of its classes; None numbers them.
+    """
+    recipe = _recipe(Path(directory), DetectionRecipe)
+    return _filled(build_detector(recipe, class_names=class_names), directory, ctx), recipe
 
 
 def kind_of_run(directory):

@@ -1,0 +1,34 @@
+"""The network of a detection recipe."""
+import dataclasses
+
+from gluon_resnest.models.detection.build import Norms, detector
+from gluon_resnest.models.detection.conventions import conventions as conventions_of
+from gluon_resnest.models.norm import norm_layer
+from gluon_resnest.zoo import get_model
+
+
+def build_detector(recipe, comm=None, *, class_names=None):
+    """Builds the network of a DetectionRecipe, without values.
+
+    Args:
+      recipe: the DetectionRecipe.
+      comm: this worker's Comm; without one nothing is synchronised, for inference.
+      class_names: of the classes; None numbers them.
+    """
+    changes = {"roi_samples": recipe.roi_samples, "detections": recipe.detections,
+               **dict.fromkeys(("post_nms_train", "cascade_post_nms_train", "post_nms_test"),
+                               recipe.proposals)}
+    conventions = dataclasses.replace(
+        conventions_of(recipe.conventions),
+        **{name: value for name, value in changes.items() if value is not None})
+
+    def norm(policy):
+        if policy == "sync":
+            return norm_layer("sync", {"workers": comm}) if comm else "batch"
+        return policy
+
+    return detector(
+        recipe.network.lower(), get_model, classes=class_names or recipe.classes,
+        conventions=conventions, norms=Norms(*map(norm, recipe.norms)),
+        dropblock=recipe.dropblock, box_head=recipe.box_head, mask_convs=recipe.mask_convs,
+        frozen_stages=recipe.frozen_stages)
