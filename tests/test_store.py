@@ -304,7 +304,7 @@ def publish(server, monkeypatch, tmp_path):
         data = (tmp_path / "published.params").read_bytes()
         sha1 = hashlib.sha1(data).hexdigest()
         server.files[f"/{name}-{sha1[:8]}.zip"] = archive({"net.params": data})
-        table = zoo.VARIANTS if name in zoo.VARIANTS else zoo._HIDDEN
+        table = zoo.VARIANTS if name in zoo.VARIANTS else zoo.HIDDEN
         weights = dataclasses.replace(zoo.VARIANTS["resnest14"].weights, sha1=(sha1,))
         monkeypatch.setitem(table, name, dataclasses.replace(table[name], weights=weights))
         return sha1

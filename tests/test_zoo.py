@@ -61,10 +61,10 @@ def test_counts_of_the_cifar_report_come_out(name, millions):
 
 def test_every_name_that_spells_its_numbers_has_them():
     for name in RESNESTS:
-        spelled = zoo._GRAMMAR.fullmatch(name)
+        spelled = zoo.table._GRAMMAR.fullmatch(name)
         if spelled:
             arch = variant(name).arch
-            assert arch.depths == zoo.DEPTHS[int(spelled.group(1))]
+            assert arch.depths == zoo.table.DEPTHS[int(spelled.group(1))]
             assert [arch.radix, arch.cardinality, arch.bottleneck_width] == [
                 int(number) for number in spelled.group(3, 4, 5)]
 
@@ -204,7 +204,7 @@ def test_pretrained_loads_the_published_file(tmp_path, monkeypatch):
     (tmp_path / "w.params").rename(tmp_path / f"resnest_tiny-{sha1[:8]}.params")
     weights = zoo.Weights((sha1,), 224, 80.0, None, "test")
     entry = replace(zoo.variant("resnest_tiny"), weights=weights)
-    monkeypatch.setitem(zoo._HIDDEN, "resnest_tiny", entry)
+    monkeypatch.setitem(zoo.HIDDEN, "resnest_tiny", entry)
     for pretrained in (True, sha1[:8]):
         loaded = get_model("resnest_tiny", pretrained=pretrained, root=str(tmp_path))
         for mine, other in zip(loaded.collect_params().values(), net.collect_params().values()):
