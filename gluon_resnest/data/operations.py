@@ -2,13 +2,14 @@
 
 Most of them look every value up in a table. Such a table is had by Pillow's own operation on a ramp
 of 256 values, or from a histogram; and it is applied only to those pixels that somebody asks for:
-to the crop, not to the whole picture. What moves pixels is Pillow's.
+to the crop, not to the whole picture. What moves or mixes pixels is Pillow's, as near to the crop
+as its results allow.
 """
 import functools
 
 import cv2
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageOps, ImageStat
 
 _RAMP = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
 _COUNTED = 2 ** 24          # pixels that OpenCV's histogram counts exactly, in float32
@@ -21,25 +22,36 @@ class View:
 
     Args:
       source: uint8 (H, W, 3), an array, an `images.Picture` or a View.
-      change: what happens to the pixels, each by itself: an array (h, w, 3) to another; None is
-        the identity.
-      table: in place of `change`, what becomes of the values of each channel, uint8 (256, 3).
+      part: computes a box of the result, `(top, bottom, left, right) -> uint8 (h, w, 3)`; None
+        for the source itself.
+      table: in place of `part`, what becomes of the values of each channel, uint8 (256, 3).
 
     Attributes:
       shape, dtype, ndim, size: of the array.
     """
     dtype, ndim = np.dtype(np.uint8), 3
 
-    def __init__(self, source, change=None, table=None):
-        self._source, self._change, self._table = source, change, table
+    def __init__(self, source, part=None, table=None):
+        self._source, self._part, self._table = source, part, table
+        self._whole = None
         self.shape, self.size = source.shape, source.size
 
     def __getitem__(self, box):
-        return self._changed(self._source[box])
+        if self._whole is not None:
+            return self._whole[box]
+        if self._part is None:
+            return _look_up(self._table, self._source[box])
+        (top, bottom, _), (left, right, _) = (
+            part.indices(length) for part, length in zip(box, self.shape))
+        return self._part(top, bottom, left, right)
 
     def __array__(self, dtype=None):
-        whole = self._changed(np.asarray(self._source))
-        return whole if dtype is None else whole.astype(dtype)
+        if self._whole is None:
+            if self._part is None:
+                self._whole = _look_up(self._table, np.asarray(self._source))
+            else:
+                self._whole = self._part(0, self.shape[0], 0, self.shape[1])
+        return self._whole if dtype is None else self._whole.astype(dtype)
 
     @functools.cached_property
     def histogram(self):
@@ -49,10 +61,12 @@ class View:
         return np.stack([np.bincount(values, counts, 256) for values, counts in zip(
             self._table.T, self._source.histogram.T)], axis=1).astype(np.int64)
 
-    def _changed(self, pixels):
-        if self._table is not None:
-            return cv2.LUT(pixels, self._table[None])
-        return pixels if self._change is None else self._change(pixels)
+
+def _look_up(table, pixels):
+    if table is None:
+        return pixels
+    grey = (table[:, :1] == table).all()                      # one table for all is twice as fast
+    return cv2.LUT(pixels, table[:, :1].copy() if grey else table[None])
 
 
 def _histogram(pixels):
@@ -64,7 +78,7 @@ def _histogram(pixels):
 
 
 def _picture(image):
-    return Image.fromarray(np.ascontiguousarray(image))       # a view would be slow
+    return Image.fromarray(np.ascontiguousarray(image))       # Pillow is slow with views
 
 
 def _ramp(operation):
@@ -72,25 +86,41 @@ def _ramp(operation):
     return lambda image, value, fill: View(image, table=np.asarray(operation(_RAMP, value))[0])
 
 
-def _moving(operation):
-    """Makes an operation of one on a Pillow image that moves pixels."""
-    return lambda image, value, fill: View(np.asarray(operation(_picture(image), value, fill)))
+def _enhancement(enhance, reach):
+    """Makes an operation of a class of ImageEnhance; a pixel depends on others within `reach`."""
+    def operation(image, value, fill):
+        def part(top, bottom, left, right):
+            y, x = max(top - reach, 0), max(left - reach, 0)
+            around = _picture(image[y:bottom + reach, x:right + reach])
+            return np.asarray(enhance(around).enhance(value))[top - y:bottom - y,
+                                                              left - x:right - x]
+        return View(image, part)
+    return operation
 
 
-def _affine(picture, coefficients, fill):
-    return picture.transform(picture.size, Image.AFFINE, coefficients, Image.BICUBIC,
-                             fillcolor=fill)
+def _affine(coefficients):
+    """Makes a bicubic affine operation; `coefficients(value, width, height)` of the inverse map.
+
+    Pillow's rounding depends on where the output begins, hence only its end is cut.
+    """
+    def operation(image, value, fill):
+        def part(top, bottom, left, right):
+            moved = _picture(image).transform(
+                (right, bottom), Image.AFFINE, coefficients(value, *image.shape[1::-1]),
+                Image.BICUBIC, fillcolor=fill)
+            return np.asarray(moved)[top:, left:]
+        return View(image, part)
+    return operation
+
+
+def _rotate(image, value, fill):
+    return View(np.asarray(_picture(image).rotate(value, fillcolor=fill)))
 
 
 def _contrast(image, value, fill):
-    grey = ImageEnhance.Contrast(_picture(image)).degenerate.getpixel((0, 0))
+    mean = int(ImageStat.Stat(_picture(image).convert("L")).mean[0] + 0.5)
     return View(image, table=np.asarray(
-        Image.blend(Image.new("RGB", _RAMP.size, grey), _RAMP, value))[0])
-
-
-def _color(image, value, fill):
-    return View(image, change=lambda pixels: np.asarray(
-        ImageEnhance.Color(_picture(pixels)).enhance(value)))
+        Image.blend(Image.new("RGB", _RAMP.size, (mean,) * 3), _RAMP, value))[0])
 
 
 def _auto_contrast(counts):
@@ -112,6 +142,7 @@ def _equalize(counts):
 
 
 def _from_histogram(table):
+    """Makes an operation of a function of a channel's histogram that returns its table."""
     def operation(image, value, fill):
         return View(image, table=np.stack([table(counts) for counts in image.histogram.T],
                                           axis=1).astype(np.uint8))
@@ -122,20 +153,18 @@ def _from_histogram(table):
 # size, both bicubic; rotation in degrees counter-clockwise, nearest.
 OPERATIONS = {
     "Identity": lambda image, value, fill: image,
-    "ShearX": _moving(lambda image, value, fill: _affine(image, (1, value, 0, 0, 1, 0), fill)),
-    "ShearY": _moving(lambda image, value, fill: _affine(image, (1, 0, 0, value, 1, 0), fill)),
-    "TranslateX": _moving(lambda image, value, fill: _affine(
-        image, (1, 0, value * image.width, 0, 1, 0), fill)),
-    "TranslateY": _moving(lambda image, value, fill: _affine(
-        image, (1, 0, 0, 0, 1, value * image.height), fill)),
-    "Rotate": _moving(lambda image, value, fill: image.rotate(value, fillcolor=fill)),
+    "ShearX": _affine(lambda value, width, height: (1, value, 0, 0, 1, 0)),
+    "ShearY": _affine(lambda value, width, height: (1, 0, 0, value, 1, 0)),
+    "TranslateX": _affine(lambda value, width, height: (1, 0, value * width, 0, 1, 0)),
+    "TranslateY": _affine(lambda value, width, height: (1, 0, 0, 0, 1, value * height)),
+    "Rotate": _rotate,
     "AutoContrast": _from_histogram(_auto_contrast),
     "Equalize": _from_histogram(_equalize),
     "Invert": _ramp(lambda image, value: ImageOps.invert(image)),
     "Solarize": _ramp(ImageOps.solarize),
     "Posterize": _ramp(ImageOps.posterize),
-    "Color": _color,
+    "Color": _enhancement(ImageEnhance.Color, reach=0),
     "Contrast": _contrast,
     "Brightness": _ramp(lambda image, value: ImageEnhance.Brightness(image).enhance(value)),
-    "Sharpness": _moving(lambda image, value, fill: ImageEnhance.Sharpness(image).enhance(value)),
+    "Sharpness": _enhancement(ImageEnhance.Sharpness, reach=1),
 }
