@@ -8,7 +8,8 @@ annotations as COCO is distributed; --train-annotations and the like take a json
 same file runs alone, without Horovod; running it again on the same workdir continues.
 
     python recipes/mask_rcnn.py --model tiny_coco --smoke          wiring check, no data, a minute
-    python recipes/mask_rcnn.py --model shapes --data synthetic --workdir runs/shapes        trial
+    python recipes/mask_rcnn.py --model shapes --data synthetic --synthetic-steps 350 \\
+        --workdir runs/shapes                                      trial on drawn shapes
     python recipes/mask_rcnn.py --workdir runs/mask50 --root coco --eval-only
 
 Every evaluation writes boxes.json and masks.json, in COCO's result format, into the workdir
@@ -42,14 +43,16 @@ MMDETECTION = replace(
 # Trials for the CPU, from scratch: drawn shapes with held-out pictures, and eight images learned by
 # heart (docs/detection.md).
 SHAPES = DetectionRecipe(
-    network="mask_rcnn_fpn_resnest14_coco", source="this project, for trials", classes=5,
-    norm="sync", frozen_stages=0, roi_samples=32, proposals=64, detections=20, unit="epochs",
-    length=8, milestones="6", warmup_iterations=50, warmup_from=0.01, batch=4, optimizer="adam",
-    lr=5e-4, wd=0.0, short_px="128", max_px=160, eval_px=128, eval_every=2)
-BY_HEART = replace(
-    SHAPES, classes=80, roi_samples=64, proposals=200, detections=100, length=150,
-    milestones="110,135", warmup_iterations=20, warmup_from=0.1, short_px="256", max_px=320,
-    eval_px=256, flip=False, pick=8, eval_every=15)
+    network="mask_rcnn_fpn_resnest14_coco", source="this project, for trials", classes=3,
+    norm="sync", frozen_stages=0, box_head="2fc", mask_convs=2, roi_samples=32, proposals=64,
+    detections=20, unit="epochs", length=4, milestones="3", warmup_iterations=50, warmup_from=0.01,
+    batch=4, optimizer="adam", lr=5e-4, wd=0.0, short_px="128", max_px=160, eval_px=128,
+    eval_every=1)
+BY_HEART = DetectionRecipe(
+    network="mask_rcnn_fpn_resnest14_coco", source="this project, for trials", norm="sync",
+    frozen_stages=0, roi_samples=64, proposals=200, unit="epochs", length=100,
+    milestones="75,90", warmup_iterations=20, warmup_from=0.1, batch=4, optimizer="adam", lr=5e-4,
+    wd=0.0, short_px="256", max_px=320, eval_px=256, flip=False, pick=8, eval_every=10)
 
 
 def of(base, backbone, ap, mask_ap, **changes):

@@ -161,7 +161,7 @@ def test_the_card_says_what_the_net_wants(exported, tmp_path):
 
 def test_a_failed_comparison_leaves_nothing_behind(tmp_path, monkeypatch):
     net = tiny_net()
-    monkeypatch.setattr(export, "_by_module", lambda prefix, images: np.float32(1.0))
+    monkeypatch.setattr(export, "_by_module", lambda prefix, images: [np.float32(1.0)])
     with pytest.raises(RuntimeError, match="reloaded by Module, differ.*nothing was written"):
         export.export_classifier(net, tmp_path / "deploy" / "x", CARD)
     assert list((tmp_path / "deploy").iterdir()) == []

@@ -10,7 +10,8 @@ first two through SymbolBlock and Module and compared them with the network on f
 
 The run, or --model simple_pose_resnest50 --weights FILE, may also be of a pose recipe: the card is
 then another, and crop, protocol and class names do not apply. The same holds for a segmentation
-network, --model deeplab_resnest50_ade; it takes --classes-file and works at any size.
+network, --model deeplab_resnest50_ade, and for a detector, --model mask_rcnn_fpn_resnest50_coco;
+these take --classes-file and work at any size.
 
     python tools/predict.py deploy/r50 photo.jpg --save answer.png          uses them
     net = gluon.SymbolBlock.imports("deploy/r50-symbol.json", ["data"], "deploy/r50-0000.params")
@@ -109,6 +110,31 @@ def segmentation_of(flags):
     return net, dataclasses.replace(card, class_names=names or card.class_names)
 
 
+def detector_of(flags):
+    """Returns (net, card) of the detector that the flags mean, or None."""
+    from gluon_resnest import cli
+    from gluon_resnest.interop import detection, trained
+    from gluon_resnest.interop.weights import load_parameters
+    from gluon_resnest.tasks import trained_run
+    if flags.model is not None and detection.is_detector(flags.model):
+        net, card = detection.from_zoo(flags.model, flags.weights)
+    elif flags.run and trained_run.kind_of_run(flags.run) == "DetectionRecipe":
+        net, recipe = trained_run.open_detection_run(flags.run)
+        if flags.weights:
+            load_parameters(net, flags.weights)
+        file = Path(flags.run) / cli.CLASS_NAMES
+        card = detection.card_of(
+            net, recipe.network, short_px=recipe.eval_px, max_px=recipe.max_px,
+            class_names=trained.read_class_names(file) if file.exists() else None)
+    else:
+        return None
+    if flags.crop or flags.protocol:
+        raise UserError("--crop and --protocol belong to classifiers, but "
+                        f"{card.model} is a detector; leave them out")
+    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    return net, dataclasses.replace(card, class_names=names or card.class_names)
+
+
 def report(prefix, network):
     """Prints what was written; `network` describes it."""
     from gluon_resnest.interop import deployed
@@ -134,6 +160,11 @@ def main(argv=None):
         if segmentation:
             card = export_network(segmentation[0], flags.out, segmentation[1])
             report(flags.out, f"{card.model}, {card.classes} classes, windows of {card.crop_px} px")
+            return
+        detector = detector_of(flags)
+        if detector:
+            card = export_network(detector[0], flags.out, detector[1])
+            report(flags.out, f"{card.model}, {card.classes} classes, images of any size")
             return
         if flags.run:
             net, card = open_run(flags.run, flags.weights)

@@ -1,4 +1,4 @@
-"""Says what is on pictures: classes, joints of persons or the class of each pixel.
+"""Says what is on pictures: classes, joints of persons, the class of each pixel, or objects.
 
 The network is an exported one or one of the zoo.
 
@@ -13,6 +13,9 @@ The network is an exported one or one of the zoo.
 
     python tools/predict.py deploy/seg photos/ --save overlays.png        colours and a legend
     python tools/predict.py deeplab_resnest50_ade photo.jpg --weights seg.params
+
+    python tools/predict.py deploy/mask50 photos/ --save objects.png      boxes, labels and masks
+    python tools/predict.py mask_rcnn_fpn_resnest50_coco photo.jpg --weights mask50.params
 
 Crop, resizing and class names come from the card beside the exported files, or from the zoo;
 --crop, --protocol and --classes-file replace them. A picture that cannot be read is named and left
@@ -47,6 +50,8 @@ def parse(argv=None):
     parser.add_argument("--classes-file", metavar="FILE",
                         help="class names, one a line, in the order of the classes")
     parser.add_argument("--boxes", metavar="FILE", help="persons, for a pose network")
+    parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE",
+                        help="least score of a detector's objects (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, metavar="N",
                         help="images that are classified together (default: %(default)s)")
     return parser.parse_args(argv)
@@ -165,6 +170,51 @@ def tell_labels(predictor, flags, files):
     return answers
 
 
+def load_detection(flags):
+    """Returns the DetectionPredictor that the flags mean, or None if they mean another one."""
+    from gluon_resnest.interop import deployed, detection, trained
+    exported = deployed.paths(flags.network)[0].exists()
+    if exported and deployed.task_of(flags.network) == detection.TASK:
+        if flags.weights:
+            raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
+                            "exported pair; leave it out")
+        net, card = None, detection.read_card(flags.network)
+    elif not exported and detection.is_detector(flags.network):
+        net, card = detection.from_zoo(flags.network, flags.weights)
+    else:
+        return None
+    if flags.protocol:
+        raise UserError(f"--protocol does not apply to {flags.network!r}, a detector; leave it out")
+    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    card = dataclasses.replace(card, short_px=flags.crop or card.short_px,
+                               class_names=names or card.class_names)
+    card.check("the command line")
+    options = {"threshold": flags.threshold}
+    if net is None:
+        return detection.DetectionPredictor.load(flags.network, card, **options)
+    return detection.DetectionPredictor(net, card, **options)
+
+
+def tell_objects(predictor, flags, files):
+    """Finds the objects in all files; returns the answers, drawn and printed."""
+    from gluon_resnest.interop.detection_drawing import draw_detected
+    answers = list(predictor.answer(files))
+    rows = {answer.file: [] if answer.problem else answer.rows(predictor.card)
+            for answer in answers}
+    if flags.json:
+        print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
+                           "objects": rows[answer.file]} for answer in answers], indent=1))
+    else:
+        for answer in answers:
+            print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
+            for row in rows[answer.file]:
+                print(f"  {row['score']:.2f}  {row['name']:20s} "
+                      + " ".join(f"{edge:7.1f}" for edge in row["box"]))
+    if flags.save:
+        draw_detected(flags.save, answers, predictor.card)
+    return answers
+
+
 def tell_classes(flags, files):
     """Classifies all files; returns the answers, drawn and printed."""
     from gluon_resnest.interop.drawing import draw_answers
@@ -204,7 +254,10 @@ def main(argv=None):
             check_picture(flags.save)
         files = find_images(flags.images)
         pose, segmentation = load_pose(flags), load_segmentation(flags)
-        if pose:
+        detection = load_detection(flags)
+        if detection:
+            answers = tell_objects(detection, flags, files)
+        elif pose:
             answers = tell_poses(pose, flags, files)
         elif segmentation:
             answers = tell_labels(segmentation, flags, files)
@@ -214,8 +267,8 @@ def main(argv=None):
             print(f"drew {flags.save}", file=sys.stderr)
         bad = [answer for answer in answers if answer.problem]
         if bad:
-            raise UserError(f"{len(bad)} of {len(answers)} images could not be "
-                            f"{'looked at' if pose or segmentation else 'classified'}, first: "
+            done = "looked at" if pose or segmentation or detection else "classified"
+            raise UserError(f"{len(bad)} of {len(answers)} images could not be {done}, first: "
                             f"{bad[0].problem}")
 
 

@@ -70,6 +70,11 @@ class Card:
         """Shape of its output."""
         return (1, self.classes)
 
+    @property
+    def output_shapes(self):
+        """That of each output; there is one."""
+        return (self.output_shape,)
+
     def to_json(self):
         """Returns the text of the card's file."""
         return json.dumps({"format": FORMAT, "layout": "NCHW", "channels": "RGB",
@@ -203,7 +208,7 @@ def load_pair(prefix, card, *, ctx=None):
             raise UserError(f"{str(file)!r} is not the file that was exported: its SHA-256 differs "
                             f"from the one in {str(card_file)!r}; copy all three files again, or "
                             "export again")
-    graph = read_graph(symbol_file)
+    graph = read_graph(symbol_file, len(card.output_shapes))
     arrays = read_params(params_file)
     try:
         return _block(graph, arrays, ctx or mx.cpu(), card)
@@ -253,9 +258,10 @@ def _check_shapes(symbol, shapes, card):
     if 4 * sum(np.prod(shape, dtype=float) for shape in every) > _MAX_ACTIVATION_BYTES:
         raise _Unfit(f"an image of {card.input_shape[2:]} px needs more than "
                      f"{_MAX_ACTIVATION_BYTES >> 30} GB")
-    _, (out,), _ = symbol.infer_shape(**shapes)
-    if out != card.output_shape:
-        raise _Unfit(f"for one image the output has shape {out}, expected {card.output_shape}")
+    _, out, _ = symbol.infer_shape(**shapes)
+    if tuple(out) != card.output_shapes:
+        raise _Unfit("for one image the output has shape {}, expected {}".format(
+            *(", ".join(map(str, each)) for each in (out, card.output_shapes))))
 
 
 def _near_prefix(prefix):

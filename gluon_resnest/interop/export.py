@@ -20,7 +20,9 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.interop import deployed
 from gluon_resnest.interop.deployed import INPUT
 from gluon_resnest.interop.graph import BadGraph, parse_graph
+from gluon_resnest.models.deform import fused_deformables
 from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 from gluon_resnest.provenance import commit, sha256
 
 # Largest difference of logits, relative to the largest logit, between the net and its files. They
@@ -55,17 +57,17 @@ def export_classifier(net, prefix, card):
 
 
 def export_network(net, prefix, card):
-    """Writes any network with one output as `export_classifier` does.
+    """Writes any network as `export_classifier` does.
 
     Args:
-      card: frozen dataclass that knows `check(source)`, `to_json()`, `input_shape`, `output_shape`
+      card: frozen dataclass that knows `check(source)`, `to_json()`, `input_shape`, `output_shapes`
         and has the fields `commit` and `sha256`, which are filled in.
 
     Returns, raises: as `export_classifier`.
     """
     card.check("the card of the export")
     mx.nd.waitall()     # running statistics may still be on their way
-    graph, arrays = trace(net)
+    graph, arrays = trace(net, outputs=len(card.output_shapes))
     prefix = Path(prefix)
     if not prefix.name:
         raise UserError(f"the prefix {str(prefix)!r} names no files; give a path such as "
@@ -90,7 +92,7 @@ def export_network(net, prefix, card):
     return card
 
 
-def trace(net):
+def trace(net, outputs=1):
     """Returns the prediction graph of a net and its arrays under `arg:` and `aux:` names.
 
     Variables carry the structural names of the parameters (`layer1.0.conv1.weight`), so that equal
@@ -99,11 +101,16 @@ def trace(net):
     structural = {}
     for name, param in net._collect_params_with_prefix().items():
         structural.setdefault(param.name, (name, param))
-    with _nothing_dropped(net), autograd.pause(train_mode=False):
+    with _nothing_dropped(net), fused_deformables(net), plain_batch_norm(net), \
+            autograd.pause(train_mode=False):
         symbol = net(mx.sym.var(INPUT))
-    if not isinstance(symbol, mx.sym.Symbol) or len(symbol.list_outputs()) != 1:
+    if isinstance(symbol, (list, tuple)):
+        symbol = mx.sym.Group(list(symbol))
+    if len(symbol.list_outputs()) != outputs:
         raise UserError(f"{type(net).__name__} gives several outputs, a classifier gives one; "
-                        "export the classifier, not its features")
+                        "export the classifier, not its features" if outputs == 1 else
+                        f"{type(net).__name__} gives {len(symbol.list_outputs())} outputs, its "
+                        f"card says {outputs}; make the card of this network")
 
     def rename(name):
         if name in structural:
@@ -121,7 +128,7 @@ def trace(net):
         raise UserError(f"parameter {label} has no values yet; load weights before exporting"
                         ) from error
     try:
-        graph = parse_graph(symbol.tojson())
+        graph = parse_graph(symbol.tojson(), outputs)
     except BadGraph as error:
         raise UserError(f"cannot export {type(net).__name__}: {error}; allow it in "
                         "interop/graph.py if it is safe") from error
@@ -161,14 +168,17 @@ def verify(net, prefix, height, width):
 
 
 def run(net, images, ctx):
-    """Returns the logits of a block in prediction mode, whatever the caller's mode; numpy."""
+    """Returns the outputs of a block in prediction mode, whatever the caller's mode; numpy."""
     with autograd.pause(train_mode=False):
-        return net(mx.nd.array(images, ctx=ctx)).asnumpy()
+        outputs = net(mx.nd.array(images, ctx=ctx))
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return [output.asnumpy() for output in outputs]
 
 
 def difference(actual, expected):
-    """Returns the largest difference relative to the largest expected value."""
-    return abs(actual - expected).max() / max(abs(expected).max(), 1e-30)
+    """Returns the largest difference of outputs relative to the largest expected value of each."""
+    return np.max([abs(ours - theirs).max() / max(abs(theirs).max(), 1e-30)
+                   for ours, theirs in zip(actual, expected)])      # NaN if one is
 
 
 def fresh_inputs(height, width):
@@ -192,7 +202,7 @@ def _by_module(prefix, images):
     module.bind([(INPUT, images.shape)], for_training=False)
     module.set_params(args, auxiliary)
     module.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
-    return module.get_outputs()[0].asnumpy()
+    return [output.asnumpy() for output in module.get_outputs()]
 
 
 @contextlib.contextmanager

@@ -38,10 +38,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in an order in which each comes after its inputs, and the index of the output node."""
+    """Nodes in an order in which each comes after its inputs, and the indices of the outputs: of
+    the only one or first, and of further ones."""
 
     nodes: Tuple[Node, ...]
     head: int
+    more_heads: Tuple[int, ...] = ()
 
     def to_json(self):
         """Returns the text that MXNet reads; equal graphs give equal texts."""
@@ -50,7 +52,8 @@ class Graph:
                   **({"attrs": dict(sorted(node.attrs.items()))} if node.attrs else {})}
                  for node in self.nodes]
         variables = [i for i, node in enumerate(self.nodes) if node.op == "null"]
-        parts = {"arg_nodes": variables, "heads": [[self.head, 0, 0]], "attrs": _FORMAT}
+        parts = {"arg_nodes": variables, "attrs": _FORMAT,
+                 "heads": [[head, 0, 0] for head in (self.head, *self.more_heads)]}
         lines = ",\n".join(map(json.dumps, nodes))       # a node a line: short, and good to diff
         return f'{{"nodes": [\n{lines}\n],\n{json.dumps(parts)[1:]}\n'
 
@@ -72,7 +75,7 @@ class Graph:
             else:
                 index[old] = len(nodes)
                 nodes.append(replace(node, inputs=inputs))
-        return Graph(tuple(nodes), index[self.head])
+        return Graph(tuple(nodes), index[self.head], tuple(index[old] for old in self.more_heads))
 
     def renamed(self, rename):
         """Returns the graph with `rename(name)` in place of each name."""
@@ -80,8 +83,12 @@ class Graph:
                                          for node in self.nodes))
 
 
-def read_graph(file):
+def read_graph(file, outputs=1):
     """Reads and checks a symbol file.
+
+    Args:
+      file: its path.
+      outputs: how many the graph has.
 
     Raises:
       UserError: if it is absent, damaged, or holds what no export of a classifier holds.
@@ -90,20 +97,20 @@ def read_graph(file):
     try:
         if file.stat().st_size > MAX_BYTES:
             raise BadGraph(f"it is larger than {MAX_BYTES >> 20} MB")
-        return parse_graph(file.read_text(encoding="utf-8"))
+        return parse_graph(file.read_text(encoding="utf-8"), outputs)
     except (OSError, UnicodeDecodeError, BadGraph) as error:
         raise UserError(f"{str(file)!r} is not the graph of an exported classifier: {error}; "
                         "export the network again") from error
 
 
-def parse_graph(text):
-    """Parses and checks the text of a symbol file.
+def parse_graph(text, outputs=1):
+    """Parses and checks the text of a symbol file; as `read_graph`.
 
     Raises:
       BadGraph: if it holds what no export of a classifier holds.
     """
     try:
-        return _graph(json.loads(text))
+        return _graph(json.loads(text), outputs)
     except (ValueError, RecursionError) as error:
         raise BadGraph(f"it is not JSON ({error})") from error
 
@@ -117,7 +124,7 @@ def _require(truth, fault):
         raise BadGraph(fault)
 
 
-def _graph(document):
+def _graph(document, outputs):
     _require(isinstance(document, dict), "it is not a JSON object")
     nodes, heads = document.get("nodes"), document.get("heads")
     _require(isinstance(nodes, list) and nodes, "it has no list of nodes")
@@ -128,11 +135,13 @@ def _graph(document):
     names = Counter(node.name for node in checked if node.op == "null")
     twice = [name for name, count in names.items() if count > 1]
     _require(not twice, f"two variables are called {twice[:1]}")
-    _require(isinstance(heads, list) and len(heads) == 1, "it must have exactly one output")
-    head, output = _entry(heads[0], checked, "its output")
-    _require(output == 0, "its output is one part of a split")
-    _require(checked[head].op != "null", "its output is a variable")
-    return Graph(tuple(checked), head)
+    _require(isinstance(heads, list) and len(heads) == outputs, "it must have exactly "
+             + ("one output" if outputs == 1 else f"{outputs} outputs"))
+    entries = [_entry(head, checked, "its output") for head in heads]
+    _require(all(output == 0 for _, output in entries), "its output is one part of a split")
+    _require(all(checked[head].op != "null" for head, _ in entries), "its output is a variable")
+    (first, _), *more = entries
+    return Graph(tuple(checked), first, tuple(index for index, _ in more))
 
 
 def _node(node, earlier):
@@ -174,7 +183,8 @@ def _entry(entry, nodes, label):
     index, output = entry[:2]
     _require(0 <= index < len(nodes), f"{label} refers to node {index}, which is not before it")
     source = nodes[index]
-    outputs = int(source.attrs["num_outputs"]) if source.op == "SliceChannel" else 1
+    outputs = int(source.attrs["num_outputs"]) if source.op == "SliceChannel" else \
+        _OUTPUTS.get(source.op, 1)
     _require(0 <= output < outputs, f"{label} refers to output {output} of {source.name}, "
              f"which has {outputs}")
     return index, output
@@ -208,6 +218,10 @@ def _real(low, high):
             return False
         return math.isfinite(value) and low <= value <= high
     return _Check(f"a number from {low} to {high}", test)
+
+
+def _or_none(check):
+    return _Check(f"{check.expected}, or None", lambda text: text == "None" or check(text))
 
 
 def _one_of(*words):
@@ -271,15 +285,16 @@ OPERATORS = {
                               "dtype": _one_of("None")}),
     "Dropout": _Rule((1, 1), {"p": _real(0, 0.99), "axes": _one_of("()", "(1, 2, 3)"),
                               "cudnn_off": _FLAG, "mode": _one_of("training")}),
-    "Reshape": _Rule((1, 1), {"shape": _numbers(-1, 1 << 24, (1, 2, 3, 4, 5, 6)),
+    "Reshape": _Rule((1, 1), {"shape": _numbers(-4, 1 << 24, (1, 2, 3, 4, 5, 6)),
                               "reverse": _FALSE}, ("shape",)),
     "SwapAxis": _Rule((1, 1), {"dim1": _numbers(0, 4), "dim2": _numbers(0, 4)},
                       ("dim1", "dim2")),
     "expand_dims": _Rule((1, 1), {"axis": _AXIS}, ("axis",)),
     "SliceChannel": _Rule((1, 1), {"num_outputs": _numbers(1, 64), "axis": _AXIS,
                                    "squeeze_axis": _FALSE}, ("num_outputs", "axis")),
-    "slice_axis": _Rule((1, 1), {"axis": _AXIS, "begin": _numbers(0, 1 << 20),
-                                 "end": _numbers(1, 1 << 20)}, ("axis", "begin", "end")),
+    "slice_axis": _Rule((1, 1), {"axis": _AXIS, "begin": _numbers(-1, 1 << 20),
+                                 "end": _or_none(_numbers(-1, 1 << 20))},
+                        ("axis", "begin", "end")),
     "Concat": _Rule((1, 64), {"dim": _AXIS, "num_args": _numbers(1, 64)}, ("num_args",)),
     "add_n": _Rule((1, 64), {"num_args": _numbers(1, 64)}, ("num_args",)),
     "clip": _Rule((1, 1), {"a_min": _real(-1e30, 1e30), "a_max": _real(-1e30, 1e30)},
@@ -287,11 +302,41 @@ OPERATORS = {
     "broadcast_like": _Rule((2, 2), {"lhs_axes": _numbers(0, 3, (1, 2)),
                                      "rhs_axes": _numbers(0, 3, (1, 2))}),
     "_contrib_BilinearResize2D": _Rule((2, 2), {"mode": _one_of("like")}, ("mode",)),
+    # Of detectors.
+    "Cast": _Rule((1, 1), {"dtype": _one_of("float32")}, ("dtype",)),
+    "UpSampling": _Rule((1, 1), {"scale": _numbers(2, 2), "sample_type": _one_of("nearest"),
+                                 "num_args": _one_of("1")}, ("scale", "sample_type")),
+    "_contrib_ModulatedDeformableConvolution": _Rule((4, 4), {
+        **_PAIR, "dilate": _numbers(1, 64, (2,)), "num_filter": _numbers(1, 1 << 16),
+        "num_group": _numbers(1, 1 << 16), "num_deformable_group": _numbers(1, 1 << 16),
+        "no_bias": _one_of("True")}, ("kernel", "num_filter", "num_deformable_group", "no_bias")),
+    "_contrib_ROIAlign": _Rule((2, 2), {
+        "pooled_size": _numbers(1, 64, (2,)), "spatial_scale": _real(1e-4, 1), "aligned": _FLAG,
+        "sample_ratio": _numbers(-1, 16)}, ("pooled_size", "spatial_scale")),
+    "_contrib_arange_like": _Rule((1, 1), {"axis": _AXIS}, ("axis",)),
+    "_contrib_box_nms": _Rule((1, 1), {
+        "overlap_thresh": _real(0, 1), "valid_thresh": _real(-1e30, 1e30),
+        "coord_start": _one_of("2"), "score_index": _one_of("1"), "id_index": _one_of("0")},
+        ("coord_start", "score_index", "id_index")),
+    "topk": _Rule((1, 1), {"k": _numbers(1, 1 << 20), "axis": _one_of("1"),
+                           "ret_typ": _one_of("both", "indices")}, ("k", "axis")),
+    "broadcast_axis": _Rule((1, 1), {"axis": _AXIS, "size": _numbers(1, 1 << 20)},
+                            ("axis", "size")),
+    "reshape_like": _Rule((2, 2), {name: _numbers(0, 4) for name in (
+        "lhs_begin", "lhs_end", "rhs_begin", "rhs_end")}),
+    "slice_like": _Rule((2, 2), {"axes": _numbers(0, 3, (1, 2))}, ("axes",)),
+    "stack": _Rule((1, 64), {"axis": _AXIS, "num_args": _numbers(1, 64)}, ("num_args",)),
+    "transpose": _Rule((1, 1), {"axes": _numbers(0, 3, (4,))}, ("axes",)),
+    "where": _Rule((3, 3), {}),
     **{op: _REDUCE for op in ("sum", "mean", "max")},
-    **{op: _UNARY for op in ("Flatten", "sigmoid", "relu", "exp", "tanh", "_copy", "BlockGrad")},
+    **{op: _UNARY for op in ("Flatten", "sigmoid", "relu", "exp", "tanh", "_copy", "BlockGrad",
+                             "floor", "log", "sqrt", "ones_like", "zeros_like", "shape_array")},
     **{op: _BINARY for op in (
         "elemwise_add", "elemwise_sub", "elemwise_mul", "_Plus", "_Minus", "_Mul",
-        "broadcast_add", "broadcast_sub", "broadcast_mul", "broadcast_div")},
+        "broadcast_add", "broadcast_sub", "broadcast_mul", "broadcast_div", "broadcast_minimum",
+        "gather_nd")},
     **{op: _SCALAR for op in ("_plus_scalar", "_minus_scalar", "_rminus_scalar", "_mul_scalar",
-                              "_div_scalar")},
+                              "_div_scalar", "_equal_scalar", "_greater_scalar",
+                              "_greater_equal_scalar", "_maximum_scalar", "_minimum_scalar")},
 }
+_OUTPUTS = {"topk": 2}

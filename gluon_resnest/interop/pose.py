@@ -1,6 +1,4 @@
 """Finds the joints of persons with an exported pose network or one of the zoo."""
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
@@ -15,16 +13,16 @@ from gluon_resnest.data import keypoints
 from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop import deployed
+from gluon_resnest.interop import cards, deployed
+from gluon_resnest.interop.cards import number, triple, whole
 from gluon_resnest.interop.weights import load_parameters
 from gluon_resnest.models.simple_pose import FLIP_TESTS, STRIDE, predict_joints
 
 TASK = "pose"
-_AGAIN = "export the network again"
 
 
 @dataclass(frozen=True)
-class PoseCard:
+class PoseCard(cards.TaskCard):
     """How an exported pose network wants its persons and what its heat maps mean.
 
     The input is float32 RGB (N, 3, height, width), `(value / 255 - mean) / std`: a person's box,
@@ -40,6 +38,10 @@ class PoseCard:
       flip: flip test of `models.simple_pose.predict_joints` that belongs to the published numbers.
       mean, std, commit, sha256: as in `deployed.Card`.
     """
+
+    task = TASK
+    word = "pose network"
+    lists = ("joints", "partners", "skeleton", "mean", "std")
 
     model: str
     height: int = 256
@@ -64,28 +66,15 @@ class PoseCard:
         """Shape of its heat maps."""
         return (1, len(self.joints), self.height // STRIDE, self.width // STRIDE)
 
-    def to_json(self):
-        """Returns the text of the card's file."""
-        return json.dumps({"format": deployed.FORMAT, "task": TASK, "layout": "NCHW",
-                           "channels": "RGB", "dtype": "float32", **dataclasses.asdict(self)},
-                          indent=1) + "\n"
-
-    def check(self, source):
-        """Raises a UserError that begins with `source` unless every field can be true."""
-        def number(value, low, high):
-            return type(value) in (int, float) and low <= value <= high
-
+    def own_faults(self):
+        """See `TaskCard`."""
         def indices(values):
             return all(type(value) is int and 0 <= value < len(self.joints) for value in values)
 
-        def triple(values, low, high):
-            return len(values) == 3 and all(number(value, low, high) for value in values)
-
-        sums, partners = self.sha256, self.partners
-        faults = {
-            "model": isinstance(self.model, str),
-            **{side: type(getattr(self, side)) is int and getattr(self, side) % 32 == 0
-               and number(getattr(self, side), 32, 4096) for side in ("height", "width")},
+        partners = self.partners
+        return {
+            **{side: whole(getattr(self, side), 32, 4096) and getattr(self, side) % 32 == 0
+               for side in ("height", "width")},
             "margin": number(self.margin, 0.5, 10),
             "joints": 0 < len(self.joints) <= 1000 and all(
                 isinstance(name, str) for name in self.joints),
@@ -95,15 +84,7 @@ class PoseCard:
             "flip": self.flip in FLIP_TESTS,
             # PersonCrop, which prepares the persons, knows no other normalisation.
             "mean": triple(self.mean, -10, 10) and tuple(self.mean) == color.MEAN,
-            "std": triple(self.std, 1e-6, 1e3) and tuple(self.std) == color.STD,
-            "commit": isinstance(self.commit, str),
-            "sha256": sums is None or (isinstance(sums, dict) and set(sums) == {"symbol", "params"}
-                                       and all(isinstance(text, str) for text in sums.values())),
-        }
-        wrong = [name for name, right in faults.items() if not right]
-        if wrong:
-            raise UserError(f"{source} says {wrong[0]}={getattr(self, wrong[0])!r:.80}, which "
-                            "cannot be; correct it")
+            "std": triple(self.std, 1e-6, 1e3) and tuple(self.std) == color.STD}
 
 
 def read_card(prefix):
@@ -112,22 +93,7 @@ def read_card(prefix):
     Raises:
       UserError: if there is none, or it is damaged, or of another task or format.
     """
-    file, values = deployed.paths(prefix)[2], deployed.read_values(prefix)
-    names = {field.name for field in dataclasses.fields(PoseCard)}
-    if (not isinstance(values, dict) or values.get("task") != TASK
-            or values.get("format") != deployed.FORMAT or names - set(values)):
-        raise UserError(f"{str(file)!r} is not the card of a pose network; {_AGAIN}")
-    fields = {name: values[name] for name in names}
-    try:
-        for name in ("joints", "partners", "mean", "std"):
-            fields[name] = tuple(fields[name])
-        fields["skeleton"] = tuple(map(tuple, fields["skeleton"]))
-    except TypeError as error:
-        raise UserError(f"{str(file)!r} must hold joints, partners, skeleton, mean and std as "
-                        f"lists; {_AGAIN}") from error
-    card = PoseCard(**fields)
-    card.check(repr(str(file)))
-    return card
+    return cards.read(prefix, PoseCard)
 
 
 class PoseAnswer(NamedTuple):

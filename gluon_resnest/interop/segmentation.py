@@ -1,6 +1,4 @@
 """Labels every pixel of images with an exported segmentation network or one of the zoo."""
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
@@ -12,17 +10,17 @@ from gluon_resnest import zoo
 from gluon_resnest.data import color
 from gluon_resnest.data import images as image_files
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop import deployed
+from gluon_resnest.interop import cards, deployed
+from gluon_resnest.interop.cards import class_names, number, triple, whole
 from gluon_resnest.interop.weights import load_parameters
 from gluon_resnest.models.segmentation import parse_name
 from gluon_resnest.models.whole_image import RULES, WholeImage
 
 TASK = "segmentation"
-_AGAIN = "export the network again"
 
 
 @dataclass(frozen=True)
-class SegmentationCard:
+class SegmentationCard(cards.TaskCard):
     """How an exported segmentation network wants its images and what its outputs mean.
 
     The input is float32 RGB (N, 3, H, W), `(value / 255 - mean) / std`, any N, H and W; the output
@@ -36,6 +34,10 @@ class SegmentationCard:
       scales, flip, rule: see `models.whole_image.WholeImage`.
       mean, std, class_names, commit, sha256: as in `deployed.Card`.
     """
+
+    task = TASK
+    word = "segmentation network"
+    lists = ("mean", "std", "scales")
 
     model: str
     classes: int
@@ -64,26 +66,9 @@ class SegmentationCard:
         """Returns what to call a class."""
         return self.class_names[number] if self.class_names else f"class {number}"
 
-    def to_json(self):
-        """Returns the text of the card's file."""
-        return json.dumps({"format": deployed.FORMAT, "task": TASK, "layout": "NCHW",
-                           "channels": "RGB", "dtype": "float32", **dataclasses.asdict(self)},
-                          indent=1) + "\n"
-
-    def check(self, source):
-        """Raises a UserError that begins with `source` unless every field can be true."""
-        def number(value, low, high):
-            return type(value) in (int, float) and low <= value <= high
-
-        def whole(value, low, high):
-            return type(value) is int and low <= value <= high
-
-        def triple(values, low, high):
-            return len(values) == 3 and all(number(value, low, high) for value in values)
-
-        names, sums = self.class_names, self.sha256
-        faults = {
-            "model": isinstance(self.model, str),
+    def own_faults(self):
+        """See `TaskCard`."""
+        return {
             "classes": whole(self.classes, 1, 1 << 16),
             "crop_px": whole(self.crop_px, 8, 4096),
             "base_px": self.base_px is None or whole(self.base_px, 8, 16384),
@@ -93,16 +78,7 @@ class SegmentationCard:
             "rule": self.rule in RULES,
             "mean": triple(self.mean, -10, 10),
             "std": triple(self.std, 1e-6, 1e3),
-            "class_names": names is None or (len(names) == self.classes and all(
-                isinstance(name, str) for name in names)),
-            "commit": isinstance(self.commit, str),
-            "sha256": sums is None or (isinstance(sums, dict) and set(sums) == {"symbol", "params"}
-                                       and all(isinstance(text, str) for text in sums.values())),
-        }
-        wrong = [name for name, right in faults.items() if not right]
-        if wrong:
-            raise UserError(f"{source} says {wrong[0]}={getattr(self, wrong[0])!r:.80}, which "
-                            "cannot be; correct it")
+            "class_names": class_names(self.class_names, self.classes)}
 
 
 def read_card(prefix):
@@ -111,20 +87,7 @@ def read_card(prefix):
     Raises:
       UserError: if there is none, or it is damaged, or of another task or format.
     """
-    file, values = deployed.paths(prefix)[2], deployed.read_values(prefix)
-    names = {field.name for field in dataclasses.fields(SegmentationCard)}
-    if (not isinstance(values, dict) or values.get("task") != TASK
-            or values.get("format") != deployed.FORMAT or names - set(values)):
-        raise UserError(f"{str(file)!r} is not the card of a segmentation network; {_AGAIN}")
-    lists = {name: tuple(values[name]) for name in ("mean", "std", "scales", "class_names")
-             if isinstance(values[name], list)}
-    if not {"mean", "std", "scales"} <= set(lists) or not (
-            "class_names" in lists or values["class_names"] is None):
-        raise UserError(f"{str(file)!r} must hold mean, std, scales and class_names as lists; "
-                        f"{_AGAIN}")
-    card = SegmentationCard(**{**{name: values[name] for name in names}, **lists})
-    card.check(repr(str(file)))
-    return card
+    return cards.read(prefix, SegmentationCard)
 
 
 def is_segmenter(name):

@@ -1,0 +1,64 @@
+"""Draws the objects that were found in images: boxes, labels and masks."""
+import math
+
+from gluon_resnest.data import images
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture
+from gluon_resnest.interop.segmentation_drawing import palette
+
+_CELL_INCHES = 4.2
+_OPACITY = 0.45
+_LIGHT = 96         # added to dark colours of the palette
+
+
+def draw_detected(path, answers, card):
+    """Draws the first MAX_DRAWN images that were read, each with what was found.
+
+    Args:
+      path: picture to write, of one of `drawing.FORMATS`.
+      answers: list of `detection.Detected`; those with a problem are left out.
+      card: the network's `DetectionCard`.
+
+    Raises:
+      UserError: if no image could be read, or the picture cannot be written.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+    drawn = [answer for answer in answers if answer.problem is None][:MAX_DRAWN]
+    if not drawn:
+        raise UserError(f"there is nothing to draw in {str(path)!r}: no image could be read")
+    columns = min(len(drawn), 1 if len(drawn) == 1 else 2 if len(drawn) < 7 else 3)
+    rows = math.ceil(len(drawn) / columns)
+    figure = Figure(figsize=(_CELL_INCHES * columns, _CELL_INCHES * rows), facecolor="white")
+    for position, answer in enumerate(drawn, 1):
+        axes = figure.add_subplot(rows, columns, position)
+        axes.set_axis_off()
+        draw_objects(axes, answer, card)
+    figure.tight_layout(pad=0.3)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
+                        "with space") from error
+
+
+def draw_objects(axes, answer, card):
+    """Draws one image on matplotlib axes with its objects, the best on top."""
+    image, found = images.load(answer.file).copy(), answer.found
+    colors = (palette(card.classes + 1)[1:].astype(int) + _LIGHT).clip(0, 255)
+    order = range(len(found.scores) - 1, -1, -1)
+    if found.masks is not None:
+        for number in order:
+            inside = answer.pixels(number)
+            image[inside] = (image[inside] * (1 - _OPACITY)
+                             + colors[found.classes[number]] * _OPACITY).astype(image.dtype)
+    axes.imshow(image)
+    axes.autoscale(False)
+    for number in order:
+        left, top, right, bottom = found.boxes[number]
+        color = colors[found.classes[number]] / 255
+        axes.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=color,
+                  linewidth=1.2)
+        label = f"{card.name(int(found.classes[number]))[:24]} {found.scores[number]:.2f}"
+        axes.text(left, top, label, fontsize=6, va="bottom", color="black", clip_on=True,
+                  bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6, "alpha": 0.85})
