@@ -246,6 +246,18 @@ def test_a_head_without_what_tells_its_size_is_refused():
         convert.to_gluon(theirs, model=TINY)
 
 
+@pytest.mark.parametrize("name, shape, sentence", [
+    ("proposal_generator.rpn_head.conv.weight", (0, 16, 3, 3), "conv.weight is absent or no weight"),
+    ("roi_heads.box_predictor.cls_score.weight", (0, 24), "cls_score.weight is absent or no weight"),
+    ("roi_heads.box_predictor.cls_score.weight", (1, 24), "1 row, expected the background and"),
+    ("roi_heads.box_head.fc1.weight", (), "fc1.weight is absent or no weight")])
+def test_sizes_of_no_network_are_refused(name, shape, sentence):
+    theirs, _ = checkpoint("detectron2")
+    theirs[name] = np.zeros(shape, np.float32)
+    with pytest.raises(UserError, match=sentence):
+        convert.to_gluon(theirs, model=TINY)
+
+
 def test_what_has_no_use_is_dropped_with_a_reason():
     theirs, _ = checkpoint("detectron2")
     theirs["pixel_mean"] = np.float32(DETECTRON2.mean).reshape(3, 1, 1)

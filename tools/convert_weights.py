@@ -12,7 +12,7 @@ executing anything in them; recognises the layout of the names and the network. 
 says which container is written: .params, .pth or .safetensors.
 
 Whole networks are converted with their heads: Faster, Mask, Cascade and Cascade Mask R-CNN of
-detectron2-ResNeSt and mmdetection, Faster and Mask R-CNN of GluonCV, SimplePose of mmpose. Their
+detectron2-ResNeSt and mmdetection, Faster R-CNN of GluonCV's zoo, SimplePose of mmpose. Their
 numbers of classes and joints, box heads, norms and deformable stages are read off the tensors; the
 line "build" is the Python that makes the network for the file. A detector's file says whose
 conventions (anchors, alignment, pixels) it was trained with and loads into a network of these only.

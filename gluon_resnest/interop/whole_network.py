@@ -46,7 +46,7 @@ def recognise(tensors: Dict[str, np.ndarray], naming: WholeNaming, backbone: str
     """
     def shape(ours):
         theirs = naming.theirs(ours)
-        if theirs not in tensors or tensors[theirs].ndim < 2:
+        if theirs not in tensors or tensors[theirs].ndim < 2 or not tensors[theirs].size:
             raise UserError(f"{theirs} is absent or no weight, so the file is no complete "
                             f"{naming.heads.system} {naming.heads.kind}; --backbone converts its "
                             "backbone")
@@ -83,11 +83,14 @@ def _detector(cascade, shape, has, backbone, deform_stages, conventions):
     if deform_stages not in ((), _DEFORMABLE):
         raise UserError(f"the file has the deformable stages {deform_stages}, detectors here have "
                         f"{_DEFORMABLE} or none; --backbone converts its backbone")
+    rows = shape("stages.0.predictor.logits.weight")[0]
+    if rows < 2:
+        raise UserError(f"the file's classifier has {rows} row, expected the background and at "
+                        "least one class; --backbone converts its backbone")
     masks, mask_convs = has("mask_heads.0.logits.weight"), 0
     while has(f"mask_heads.0.convs.{mask_convs}.conv.weight"):
         mask_convs += 1
-    options = {"classes": shape("stages.0.predictor.logits.weight")[0] - 1,
-               "conventions": conventions.name, "norms": _norms(has, conventions),
+    options = {"classes": rows - 1, "conventions": conventions.name, "norms": _norms(has, conventions),
                "box_head": "2fc" if has("stages.0.head.fcs.1.weight") else "4conv1fc"}
     sizes = {"mask_convs": (mask_convs if masks else 4, 4),
              "channels": (shape("rpn.conv.weight")[0], 256),
