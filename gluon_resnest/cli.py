@@ -19,9 +19,9 @@ from gluon_resnest.config import override
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 
 CLASS_NAMES = "classes.txt"
-# Flags whose names end so say where a run's data and first weights are; config.json records them.
 _DATA = dict(default="real", choices=("real", "synthetic"),
              help="synthetic: generated images, to measure speed or try the wiring")
+# Flags whose names end so say where a run's data and first weights are; config.json records them.
 _PATHS = ("train", "val", "weights", "_annotations", "_images", "detections")
 
 # Set where the user has not: name -> (value, reason).
@@ -85,7 +85,8 @@ def parse(recipes, task_class, argv=None):
     Args:
       recipes: {name: recipe}, all of one dataclass.
       task_class: offers `add_flags(parser)` for the paths it needs; if they are one path, it
-        describes --data as that path in `data_flag`, "synthetic" being a value still.
+        describes --data as that path in `data_flag`, "synthetic" being a value still. What only
+        the data can say, it writes into a recipe by `completed(recipe, run)`.
       argv: words after the program's name; None means those of this process.
     """
     parser = _parser(recipes, task_class)
@@ -99,6 +100,8 @@ def parse(recipes, task_class, argv=None):
     recipe = override(recipe, {name: word for name, word in words.items() if word is not None})
     for name in words:
         delattr(run, name)
+    if hasattr(task_class, "completed"):
+        recipe = task_class.completed(recipe, run)
     return recipe, run
 
 
@@ -234,13 +237,16 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
             task, task.update, task.lr_at, on_nan=run.on_nan,
             steps=stop_epoch * task.steps_per_epoch if stop_epoch else steps, seed=recipe.seed,
             comm=comm, log=log, checkpoints=checkpoints, start=start, log_every=run.log_every,
-            eval_every=recipe.eval_every, save_every=run.save_every,
+            eval_every=recipe.eval_every, save_every=run.save_every, patience=recipe.patience,
             per_worker=recipe.per_worker)
+    metrics = summary.metrics
+    if hasattr(task, "conclude"):
+        metrics = task.conclude(workdir, checkpoints, metrics)
     task.close()
     if not comm.is_main:
         return None
     draw_curves(workdir)
-    return _report(workdir / "result.json", recipe, task, summary.metrics, summary.seconds,
+    return _report(workdir / "result.json", recipe, task, metrics, summary.seconds,
                    summary.images_per_second)
 
 
@@ -284,10 +290,13 @@ def evaluate(recipe, run, task, comm):
     from gluon_resnest.engine.checkpoint import Checkpoints
     workdir = Path(run.workdir) if run.workdir else None
     trained = workdir is not None and (workdir / "checkpoints").is_dir()
-    if not run.weights and not (trained and Checkpoints(
+    judges_file = getattr(run, "results", None)         # of a task that can; no network runs
+    if not run.weights and not judges_file and not (trained and Checkpoints(
             workdir / "checkpoints").restore_best(task.net, comm)):
         raise UserError("there is nothing to evaluate: give --weights FILE, --weights published, "
                         "or the --workdir of a training run")
+    if workdir is not None and not trained:
+        comm.on_main(lambda: _claim(workdir, recipe, run))
     began = time.monotonic()
     metrics = task.evaluate()
     seconds = time.monotonic() - began

@@ -1,6 +1,7 @@
 """Losses as means over the local batch; each is a small HybridBlock without parameters."""
 import math
 
+import numpy as np
 from mxnet.gluon import HybridBlock
 
 
@@ -86,3 +87,18 @@ class JointHeatmapLoss(HybridBlock):
 
     def hybrid_forward(self, F, heatmaps, targets, weights):
         return F.mean(F.broadcast_mul(weights, F.square(heatmaps - targets))) / 2
+
+
+def balanced_weights(labels, classes):
+    """Returns what an image of each class counts, float32 (classes,), inverse to its frequency.
+
+    All classes weigh the same then, and the mean weight of an image is one; a class without
+    images counts nothing.
+
+    Args:
+      labels: int (N,) of the training images.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    present = np.count_nonzero(counts)
+    return np.divide(len(labels), present * counts, out=np.zeros(classes),
+                     where=counts > 0).astype(np.float32)

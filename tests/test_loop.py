@@ -75,7 +75,7 @@ class Toy:
 
 
 def train(folder, steps=STEPS, *, comm=None, task=None, save_every=None, log_every=3,
-          eval_every=1, seed=SEED, keep=20, per_worker=()):
+          eval_every=1, seed=SEED, keep=20, per_worker=(), patience=0):
     """Trains a Toy in `folder` up to `steps`, going on from what is there; returns all of it."""
     comm = comm or Comm()
     task = task or Toy(comm)
@@ -86,7 +86,8 @@ def train(folder, steps=STEPS, *, comm=None, task=None, save_every=None, log_eve
     with RunLog(folder, comm, total_steps=STEPS, steps_per_epoch=EPOCH, batch=BATCH) as log:
         summary = fit(task, update, SCHEDULE, steps=steps, seed=seed, comm=comm, log=log,
                       checkpoints=checkpoints, start=start, log_every=log_every,
-                      eval_every=eval_every, save_every=save_every, per_worker=per_worker)
+                      eval_every=eval_every, save_every=save_every, per_worker=per_worker,
+                      patience=patience)
     return task, update, summary, checkpoints
 
 
@@ -133,6 +134,39 @@ def test_saving_more_often_changes_nothing_but_the_log(undisturbed, tmp_path):
     assert checkpoints.steps() == [4, 8, 12]
     assert [line["step"] for line in lines(tmp_path) if line["kind"] == "training"] == \
         [4, 5, 8, 10, 12]
+
+
+class Scripted(Toy):
+    """A Toy whose evaluation after each epoch is given."""
+
+    def __init__(self, scores):
+        super().__init__(Comm())
+        self.scores = scores
+
+    def evaluate(self):
+        return {"score": self.scores[self.epochs[-1]]}
+
+
+@pytest.mark.parametrize("scores, eval_every, patience, last", [
+    ([1, 3, 2, 3, 9], 1, 2, 16),            # as good is not better
+    ([1, 3, 2, 4, 3], 1, 2, 20),
+    ([5, 1, 1, 1, 1], 1, 1, 8),
+    ([9, 5, 9, 4, 9], 2, 1, 16),            # only epochs 2 and 4 are evaluated
+    ([5, 1, 1, 1, 1], 1, 0, 20)])
+def test_training_stops_when_evaluations_do_not_improve(scores, eval_every, patience, last,
+                                                        tmp_path):
+    task, _, _, checkpoints = train(tmp_path, 20, task=Scripted(scores), eval_every=eval_every,
+                                    patience=patience)
+    assert checkpoints.latest().state.step == last == task.yielded
+
+
+@pytest.mark.parametrize("stop", [4, 8, 10, 13, 16])
+def test_a_continued_run_stops_early_where_the_undisturbed_does(stop, tmp_path):
+    scores = [1, 3, 2, 3, 9]
+    train(tmp_path, stop, task=Scripted(scores), save_every=1, patience=2)
+    task, _, summary, checkpoints = train(tmp_path, 20, task=Scripted(scores), patience=2)
+    assert checkpoints.latest().state.step == 16 and task.yielded == 16 - stop
+    assert (summary.best, summary.best_step, summary.metrics) == (3, 8, {"score": 3})
 
 
 def test_the_rate_of_every_step_is_the_closed_formula(undisturbed):

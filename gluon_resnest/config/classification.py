@@ -57,6 +57,8 @@ class ClassificationRecipe(Recipe):
                               choices=("batch", "example"))
     mixup_off_epochs: int = setting(0, "last epochs without mixup and CutMix", low=0)
     cutmix_alpha: float = setting(0.0, "CutMix: lambda ~ Beta(alpha, alpha); 0 is off", low=0.0)
+    class_weights: str = setting("none", "balanced: an image counts by how rare its class is among "
+                                 "the training images", choices=("none", "balanced"))
     # images
     crop_px: int = setting(224, "side of a training image", low=8)
     auto_augment: str = setting("authors", "policy: the list of the authors' code, the AutoAugment "
@@ -130,4 +132,4 @@ class ClassificationRecipe(Recipe):
         """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""
         return dataclasses.replace(self, epochs=2, warmup_epochs=1.0, batch=4 * workers,
                                    crop_px=64, eval_px=64, eval_every=1, expect_top1=None,
-                                   hold_out=0)
+                                   hold_out=0, class_weights="none")

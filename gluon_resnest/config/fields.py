@@ -124,6 +124,8 @@ _UPDATE_SETTINGS = (
                                choices=("float32", "bfloat16", "float16"))),
     ("compression", str, setting("none", "fp16: gradients travel between workers in float16",
                                  choices=("none", "fp16"))),
+    ("patience", int, setting(0, "stop early when so many evaluations in a row were no better than "
+                              "the best; 0: never", low=0)),
     ("precise_bn_batches", int, setting(0, "training batches of a worker from which the running "
                                         "statistics of batch norms are recomputed before each "
                                         "evaluation (PreciseBN); 0: none", low=0)),

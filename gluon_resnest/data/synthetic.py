@@ -21,6 +21,7 @@ class SyntheticClassification:
 
     Attributes:
       class_names: list of str.
+      labels: int64 (length,).
 
     Raises:
       UserError: if a number is not positive.
@@ -34,6 +35,7 @@ class SyntheticClassification:
         self._length, self._seed = length, seed
         self._height, self._width = height, width
         self.class_names = [f"class {number}" for number in range(classes)]
+        self.labels = np.arange(length, dtype=np.int64) % classes
         self._noise = random_for(seed, 0, 0, "synthetic noise").normal(
             scale=0.3, size=(3, 2 * height, 2 * width)).astype(np.float32)
 

@@ -61,7 +61,7 @@ class Summary:
 
 
 def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State(), log_every=50,
-        eval_every=1, save_every=None, per_worker=()):
+        eval_every=1, save_every=None, patience=0, per_worker=()):
     """Trains `task` up to `steps` updates; see docs/architecture.md for what a task is.
 
     Args:
@@ -73,6 +73,7 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
       log_every: steps between log lines; losses are looked at only there and before a save.
       eval_every: epochs between evaluations; the last step is always followed by one.
       save_every: steps between checkpoints inside an epoch; each epoch ends with one.
+      patience: stop when so many evaluations in a row were no better than the best; 0: never.
       per_worker: what depends on how many workers share a batch, as phrases; said when a run goes
         on with another number of them.
 
@@ -94,6 +95,10 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
     batches = task.batches(start.step)
     with Stop(comm, STEPS_AHEAD + 1) as stop, Writer(checkpoints) as writer:
         for step in range(start.step, steps):
+            if _tired(state, step, eval_every * task.steps_per_epoch, patience):
+                _log.info("stopping after step %d: no evaluation was better than that of step %d, "
+                          "%d times", step, state.best_step, patience)
+                break
             if step == start.step or step % task.steps_per_epoch == 0:
                 task.on_epoch(step // task.steps_per_epoch)
             with window.waiting():
@@ -129,7 +134,7 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
                 raise Stopped(stopping, done)
             heart.beat("step", done)
         comm.on_main(writer.finish)
-    heart.beat("end", steps)
+    heart.beat("end", state.step)
     return Summary(state.best, state.best_step, state.metrics, state.seconds,
                    log.images_per_second)
 
@@ -225,6 +230,16 @@ def _check_parameters(task, comm, step):
     if comm.any(not all_finite([parameter.data() for parameter in task.params.values()])):
         raise NotFinite(f"the parameters are not finite after step {step}, though its loss is",
                         step)
+
+
+def _tired(state, step, interval, patience):
+    """Returns whether the evaluations up to `step`, one each `interval`, tell to stop early.
+
+    Only what a checkpoint holds decides, so that a continued run stops where an undisturbed one
+    does.
+    """
+    return (patience and state.best_step is not None
+            and step // interval - state.best_step // interval >= patience)
 
 
 def _judged(state, step, metrics, main_metric):

@@ -85,6 +85,18 @@ def freeze(block):
     block.apply(use_running_statistics)
 
 
+def use_running_statistics(net, names):
+    """Has batch norms use their running statistics in training too; they go on learning.
+
+    Args:
+      net: HybridBlock not yet called.
+      names: structural names of the layers, as `few_values` gives them.
+    """
+    for name, layer in _batch_norms(net):
+        if name in names:
+            layer._kwargs["use_global_stats"] = True
+
+
 def few_values(net, shape, *, workers=1, least=8):
     """Finds batch norms that estimate their statistics from few values per channel.
 

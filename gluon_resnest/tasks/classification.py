@@ -13,10 +13,10 @@ from gluon_resnest.engine.amp import enable
 from gluon_resnest.engine.optim import Cosine, Steps, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
-from gluon_resnest.losses import Distillation, SoftCrossEntropy
+from gluon_resnest.losses import Distillation, SoftCrossEntropy, balanced_weights
 from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
-from gluon_resnest.models.norm import few_values, freeze_stages
+from gluon_resnest.models.norm import few_values, freeze_stages, use_running_statistics
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
@@ -88,8 +88,7 @@ class Classification:
             recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
         self._class_weights = None
         if recipe.class_weights == "balanced":
-            self._class_weights = nd.array(balanced_weights(
-                self._train.dataset.labels, recipe.classes), ctx=self._context)
+            self._class_weights = balanced_weights(self._train.dataset.labels, recipe.classes)
         self._teacher = _teacher(recipe, run, self._context)
         self._loss = SoftCrossEntropy() if self._teacher is None else \
             Distillation(recipe.temperature, recipe.hard_weight)
@@ -136,24 +135,33 @@ class Classification:
         Raises:
           RuntimeError: if the workers together saw another number of images than the set has.
         """
+        metric = TopK((1, 5))
+        for batch, logits in self.scored():
+            metric.update(logits, batch.arrays[1])
+        top1, top5, seen = (int(count) for count in self._comm.total(metric.counts()))
+        self.check_seen(seen)
+        return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "top1_hits": top1,
+                "top5_hits": top5, "images": seen}
+
+    def scored(self):
+        """Yields (batch, logits as numpy (N, K)) of this worker's part of the evaluation set."""
         settle_statistics(
             self.net, self.params, self._comm,
             batches=self._recipe.precise_bn_batches if self._train else 0,
             loader=lambda: self.open_training(self._run),
             forward=lambda batch: self.net(self.on_device(batch)[0]))
-        metric = TopK((1, 5))
         for batch in tqdm(self._val.epoch(0), "evaluating", self._val.steps_per_epoch, leave=False,
                           disable=None if self._comm.is_main else True):
             images, labels = batch.arrays
             if len(labels):     # a worker's share of the last step may be empty
                 logits = self.net(nd.array(images, ctx=self._context)).astype("float32", copy=False)
-                metric.update(logits.asnumpy(), labels)
-        top1, top5, seen = (int(count) for count in self._comm.total(metric.counts()))
+                yield batch, logits.asnumpy()
+
+    def check_seen(self, seen):
+        """Raises a RuntimeError unless all workers together saw each image exactly once."""
         if seen != len(self._val.dataset):
             raise RuntimeError(f"evaluation saw {seen} images of {len(self._val.dataset)}: each "
                                "must be seen exactly once")
-        return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "top1_hits": top1,
-                "top5_hits": top5, "images": seen}
 
     @staticmethod
     def describe(metrics):
@@ -217,6 +225,8 @@ class Classification:
         keep, lam, partner = _mixing_plan(recipe, batch)
         targets = mixing.soft_targets(labels, lam, partner, recipe.classes,
                                       recipe.label_smoothing, recipe.smoothing_formula)
+        if self._class_weights is not None:
+            targets = targets * self._class_weights
         images = nd.array(images, ctx=self._context)
         if keep is not None:
             keep = nd.array(keep.reshape(len(lam), 1, *(keep.shape[2:] or (1, 1))),
@@ -262,9 +272,20 @@ def _network(recipe, comm, context):
     return net
 
 
-def _warn_of_few_values(net, recipe, comm):
-    images = comm.split(recipe.batch)
+def _look_for_few_values(net, recipe, comm):
+    """Warns of batch norms that see few values; those that would see one use running statistics.
+
+    The variance of one value is zero: such a norm answers its beta, whatever comes in.
+    """
+    images = max(1, comm.split(recipe.batch) // recipe.accumulate)
     few = few_values(net, (images, 3, recipe.crop_px, recipe.crop_px), workers=comm.size)
+    single = [name for name, values in few.items() if values == 1]
+    if single:
+        use_running_statistics(net, single)
+        _log.warning("%d batch norms, %s first, would see a single value per channel (%d images "
+                     "per worker and part): they use their running statistics instead; use a "
+                     "larger --batch to have them learn", len(single), single[0], images)
+    few = {name: values for name, values in few.items() if values > 1}
     if few:
         name = min(few, key=few.get)
         _log.warning("%d batch norms see fewer than 8 values per channel, %s only %d (%d images "

@@ -9,7 +9,7 @@ from gluon_resnest.errors import UserError
 
 def training_images(recipe, path, flag):
     """Opens the training images without those the recipe holds out; arguments as `open_images`."""
-    dataset = open_images(path, flag, _training_pipeline(recipe), recipe.classes)
+    dataset = open_images(path, flag, training_pipeline(recipe), recipe.classes)
     if not recipe.hold_out:
         return dataset
     return Subset(dataset, split(dataset.labels, recipe.hold_out, recipe.seed)[0])
@@ -17,23 +17,23 @@ def training_images(recipe, path, flag):
 
 def held_out_images(recipe, path, flag):
     """Opens the training images that the recipe holds out, for evaluation."""
-    dataset = open_images(path, flag, _evaluation_pipeline(recipe), recipe.classes)
+    dataset = open_images(path, flag, evaluation_pipeline(recipe), recipe.classes)
     return Subset(dataset, split(dataset.labels, recipe.hold_out, recipe.seed)[1])
 
 
 def evaluation_images(recipe, path, flag, class_names=None):
     """Opens the evaluation images; arguments as `open_images`."""
-    return open_images(path, flag, _evaluation_pipeline(recipe), recipe.classes, class_names)
+    return open_images(path, flag, evaluation_pipeline(recipe), recipe.classes, class_names)
 
 
-def _training_pipeline(recipe):
+def training_pipeline(recipe):
     return train_transform(
         recipe.crop_px, auto_augment=recipe.auto_augment, crop=recipe.crop_rule,
         scale=recipe.crop_scale, flip=recipe.flip, jitter=recipe.jitter, lighting=recipe.lighting,
         erase_prob=recipe.erase_prob)
 
 
-def _evaluation_pipeline(recipe):
+def evaluation_pipeline(recipe):
     return eval_transform(recipe.eval_px, recipe.eval_protocol)
 
 

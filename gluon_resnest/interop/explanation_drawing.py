@@ -1,0 +1,60 @@
+"""Draws explanations: where the evidence lies, and which split each channel listens to."""
+import numpy as np
+
+from gluon_resnest.interop.drawing import check_picture
+
+MAX_DRAWN = 12
+_BINS = 64
+
+
+def draw_explanations(path, rows):
+    """Draws a row for each image: what the network saw, the evidence for its guess, its attention.
+
+    Attention is shown block by block, the first at the top: for each, the share of its channels by
+    the weight of their first split. Where all channels listen to all splits alike, it is a narrow
+    peak at 1 / radix.
+
+    Args:
+      path: picture to write, see `drawing.check_picture`.
+      rows: list of (title, image uint8 (S, S, 3), activation (h, w) of the guessed class,
+        {block: weights (radix, C)}).
+
+    Raises:
+      UserError: if the picture cannot be written.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+    rows = rows[:MAX_DRAWN]
+    figure = Figure(figsize=(11, 2.9 * len(rows)), layout="constrained", facecolor="white")
+    for axes, (title, image, activation, attention) in zip(
+            figure.subplots(len(rows), 3, squeeze=False,
+                            gridspec_kw={"width_ratios": [1, 1, 2]}), rows):
+        height, width = image.shape[:2]
+        axes[0].imshow(image)
+        axes[0].set_title(title, fontsize=8)
+        axes[1].imshow(image)
+        limit = np.abs(activation).max() or 1.0
+        shown = axes[1].imshow(activation, extent=(0, width, height, 0), cmap="coolwarm",
+                               vmin=-limit, vmax=limit, alpha=0.55, interpolation="bilinear")
+        axes[1].set_title("evidence for it (red), against it (blue)", fontsize=8)
+        figure.colorbar(shown, ax=axes[1], shrink=0.7).ax.tick_params(labelsize=6)
+        for picture in axes[:2]:
+            picture.set_axis_off()
+        _draw_attention(axes[2], attention)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_attention(axes, attention):
+    """Draws a histogram of the first split's weights for each block, as a row of shades."""
+    if not attention:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no split attention in this network", ha="center", fontsize=8)
+        return
+    shades = np.array([np.histogram(weights[0], _BINS, (0, 1))[0] / weights.shape[1]
+                       for weights in attention.values()])
+    axes.imshow(np.sqrt(shades), aspect="auto", cmap="Greys", extent=(0, 1, len(shades), 0),
+                interpolation="nearest")
+    axes.set_title("weight of the first split, over the channels of each block", fontsize=8)
+    step = -(-len(shades) // 12)
+    axes.set_yticks(np.arange(0, len(shades), step) + 0.5, list(attention)[::step], fontsize=6)
+    axes.tick_params(axis="x", labelsize=6)

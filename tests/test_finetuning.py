@@ -1,0 +1,305 @@
+"""Fine-tuning on folders: splits, head and stages, weights of classes, what a run leaves behind.
+
+Started by horovodrun, this file is one of two workers.
+"""
+import argparse
+import csv
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from horovod_job import launch
+from PIL import Image
+
+from gluon_resnest import cli, zoo
+from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.engine.comm import Comm, connect
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.predictor import Predictor
+from gluon_resnest.losses import balanced_weights
+from gluon_resnest.models.norm import few_values
+from gluon_resnest.tasks.finetuning import FineTuning, open_folders
+
+RECIPE = ClassificationRecipe(
+    network="resnest_tiny", source="a test", classes=2, epochs=3, batch=8, lr=0.05,
+    lr_factors="fc=10", warmup_epochs=0.0, crop_px=32, eval_px=32, auto_augment="none",
+    crop_scale=0.5, jitter=0.0, lighting=0.0, dropblock=0.0, label_smoothing=0.0, mixup_alpha=0.0,
+    last_gamma=False, class_weights="balanced", eval_every=1)
+RUN = argparse.Namespace(data=None, synthetic_steps=3, data_workers=0, device="cpu", weights=None,
+                         eval_only=False, eval_batch=3, teacher_weights=None, smoke=False)
+
+
+def write_images(root, counts, mode="RGB", seed=0):
+    """Writes pictures of one brightness a class, {class: how many}, all different."""
+    random = np.random.RandomState(seed)
+    for number, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for image in range(count):
+            shape = (40, 52) if mode == "L" else (40, 52, 3)
+            pixels = random.randint(0, 60, shape) + 90 * number
+            Image.fromarray(pixels.astype("uint8"), mode).save(root / name / f"{image}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twenty-one one-channel images of two classes."""
+    return write_images(tmp_path_factory.mktemp("pictures"), {"bright": 13, "dark": 8}, mode="L")
+
+
+def make_task(folder, recipe=RECIPE, comm=None, **run):
+    return FineTuning(recipe, argparse.Namespace(**{**vars(RUN), "data": str(folder), **run}),
+                      comm or Comm())
+
+
+def train(folder, workdir, *flags, recipe=RECIPE):
+    words = ["--data", folder, "--workdir", workdir, "--data-workers", 0, "--log-every", 1, *flags]
+    recipe, run = cli.parse({"tiny": recipe}, FineTuning, [str(word) for word in words])
+    return cli.execute(recipe, run, FineTuning)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train(folder, workdir)
+
+
+# --- data --------------------------------------------------------------------------------------
+
+def names(dataset):
+    return {dataset.name(index) for index in range(len(dataset))}
+
+
+def test_a_folder_is_split_once_for_all_and_in_proportion(folder):
+    train_set, held = open_folders(RECIPE, folder)
+    assert len(train_set) + len(held) == 21 and not names(train_set) & names(held)
+    assert np.bincount(held.labels).tolist() == [2, 2]
+    assert names(open_folders(RECIPE, folder)[1]) == names(held)
+    other = open_folders(dataclasses.replace(RECIPE, seed=1), folder)[1]
+    assert names(other) != names(held)
+    assert len(open_folders(dataclasses.replace(RECIPE, hold_out=9), folder)[1]) == 9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_of_an_image_stay_on_one_side(folder, tmp_path, seed):
+    shutil.copytree(folder, tmp_path / "all")
+    for name in ("bright", "dark"):
+        for copy in range(6):
+            shutil.copy(tmp_path / f"all/{name}/{copy}.png", tmp_path / f"all/{name}/c{copy}.png")
+    recipe = dataclasses.replace(RECIPE, seed=seed)
+    sides = [{Path(name).read_bytes() for name in names(side)}
+             for side in open_folders(recipe, tmp_path / "all")]
+    assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_given_folders_are_taken_as_they_are(tmp_path, part, caplog):
+    write_images(tmp_path / "train", {"a": 3, "b": 2})
+    write_images(tmp_path / part, {"b": 2}, seed=1)     # a class may be missing here
+    train_set, held = open_folders(RECIPE, tmp_path)
+    assert len(train_set) == 5 and held.labels.tolist() == [1, 1]
+    shutil.copy(tmp_path / "train/b/0.png", tmp_path / part / "b/again.png")
+    open_folders(RECIPE, tmp_path)
+    assert "1 images are in" in caplog.text and "flatter" in caplog.text
+
+
+def test_the_folders_say_how_many_classes_there_are(tmp_path):
+    write_images(tmp_path, {"a": 2, "b": 2, "c": 2})
+    recipe, _ = cli.parse({"tiny": RECIPE}, FineTuning, ["--data", str(tmp_path)])
+    assert recipe.classes == 3
+
+
+@pytest.mark.parametrize("counts, message", [
+    ({"a": 4, "b": 1}, "class 1 has 1 different image"), ({}, "contains no folders")])
+def test_folders_that_cannot_be_used_are_named(tmp_path, counts, message):
+    write_images(tmp_path, counts)
+    with pytest.raises(UserError, match=message):
+        open_folders(RECIPE, tmp_path)
+
+
+def test_a_folder_is_needed():
+    with pytest.raises(UserError, match="--data DIR is missing"):
+        cli.parse({"tiny": RECIPE}, FineTuning, [])
+
+
+# --- network -----------------------------------------------------------------------------------
+
+def values(net):
+    return {name: parameter.data().asnumpy()
+            for name, parameter in net._collect_params_with_prefix().items()}
+
+
+@pytest.fixture(scope="module")
+def trained_file(tmp_path_factory):
+    net = zoo.get_model("resnest_tiny", classes=7)
+    net.initialize(mx.init.Normal(0.3))
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    path = str(tmp_path_factory.mktemp("weights") / "tiny.params")
+    net.save_parameters(path)
+    return path, values(net)
+
+
+def test_all_but_the_head_starts_from_the_file(folder, trained_file):
+    path, before = trained_file
+    after = values(make_task(folder, weights=path).net)
+    for name, value in after.items():
+        if name.startswith("fc."):
+            assert value.shape[0] == 2
+        else:
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_a_run_directory_is_a_file_too(folder, finished):
+    task = make_task(folder, weights=str(finished[0]))
+    trained = cli_best(finished[0])
+    np.testing.assert_array_equal(task.net.conv1[0].weight.data().asnumpy(),
+                                  trained.conv1[0].weight.data().asnumpy())
+    assert (task.net.fc.weight.data().asnumpy() != trained.fc.weight.data().asnumpy()).any()
+
+
+def cli_best(workdir):
+    from gluon_resnest.tasks.trained_run import open_run
+    return open_run(workdir)[0]
+
+
+def test_the_head_learns_ten_times_as_fast(folder):
+    rates = {name: parameter.lr_mult
+             for name, parameter in make_task(folder).net._collect_params_with_prefix().items()}
+    assert rates["fc.weight"] == rates["fc.bias"] == 10 * rates["conv1.0.weight"]
+
+
+def test_balanced_weights_by_hand():
+    weights = balanced_weights([0, 0, 0, 2], 4)
+    np.testing.assert_allclose(weights, [4 / 6, 0, 2, 0], rtol=1e-6)
+    assert np.mean(weights[[0, 0, 0, 2]]) == pytest.approx(1)
+
+
+def test_class_weights_multiply_the_loss_of_their_images(folder):
+    task, plain = make_task(folder), make_task(
+        folder, dataclasses.replace(RECIPE, class_weights="none"))
+    weights = balanced_weights(task._train.dataset.labels, 2)
+    (_, targets), (_, hard) = next(task.batches(0)), next(plain.batches(0))
+    np.testing.assert_allclose(targets.asnumpy(), hard.asnumpy() * weights, rtol=1e-6)
+    assert weights[0] < 1 < weights[1]
+
+
+# --- batches of one ----------------------------------------------------------------------------
+
+def test_a_batch_of_one_trains_by_running_statistics(folder, caplog):
+    recipe = dataclasses.replace(RECIPE, batch=1, epochs=1)
+    task = make_task(folder, recipe)
+    assert "would see a single value per channel" in caplog.text
+    assert "layer1.0.conv2.bn1" in caplog.text
+    before = values(task.net)
+    task.update.step(task.losses, next(task.batches(0)), 0.1)
+    after = values(task.net)
+    assert all(np.isfinite(value).all() for value in after.values())
+    for name in ("layer1.0.conv2.fc1.weight", "layer1.0.conv2.fc2.weight", "conv1.0.weight"):
+        assert (after[name] != before[name]).any(), name
+    statistics = "layer1.0.conv2.bn1.running_var"
+    np.testing.assert_array_equal(after[statistics], before[statistics])
+    # The stem sees many values of one image, and goes on with them.
+    assert (after["bn1.running_var"] != before["bn1.running_var"]).any()
+
+
+def test_no_norm_is_left_with_a_single_value(folder):
+    task = make_task(folder, dataclasses.replace(RECIPE, batch=1))
+    assert 1 not in few_values(task.net, (1, 3, 32, 32)).values()
+
+
+def test_the_last_batch_is_never_of_one(folder):
+    # 17 training images and a batch of 8: 17 = 2 * 8 + 1, and the epoch's last step is filled up.
+    task = make_task(folder)
+    assert len(task._train.dataset) == 17 and task.steps_per_epoch == 3
+    sizes = [len(batch.indices) for batch in task._train.epoch(0)]
+    assert sizes == [8, 8, 8]
+
+
+def test_an_evaluation_batch_of_one_is_an_evaluation(folder):
+    task = make_task(folder)
+    alone = make_task(folder, eval_batch=1)
+    metrics = task.evaluate()
+    assert alone.evaluate() == metrics and metrics["images"] == 4
+
+
+# --- a whole run -------------------------------------------------------------------------------
+
+def test_a_run_on_twenty_grey_images_leaves_everything_behind(finished):
+    workdir, result = finished
+    made = {path.name for path in workdir.iterdir()}
+    assert made >= {"confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv",
+                    "exported.json", "exported-symbol.json", "exported-0000.params", "result.json",
+                    "classes.txt", "curves.png"}
+    assert result["measured"]["images"] == 4 and result["measured"]["top1_hits"] in range(5)
+
+
+def test_the_confusion_matrix_agrees_with_the_metrics_and_the_mistakes(finished):
+    workdir, result = finished
+    rows = list(csv.reader((workdir / "confusion.csv").read_text().splitlines()))
+    assert rows[0][1:] == ["bright", "dark"]
+    counts = np.array([row[1:] for row in rows[1:]], int)
+    assert counts.sum() == 4 and np.trace(counts) == result["measured"]["top1_hits"]
+    mean = 100 * np.mean(np.diag(counts) / counts.sum(axis=1))
+    assert result["measured"]["mean_class"] == pytest.approx(mean)
+    mistakes = list(csv.DictReader((workdir / "mistakes.csv").read_text().splitlines()))
+    assert len(mistakes) == 4 - np.trace(counts)
+    assert all(row["true"] != row["predicted"] and row["true"] in row["file"] for row in mistakes)
+
+
+def test_the_exported_network_is_the_best_checkpoint(finished, folder):
+    workdir, result = finished
+    predictor = Predictor.load(workdir / "exported")
+    _, held = open_folders(RECIPE, folder)
+    answers = list(predictor.classify([held.name(index) for index in range(4)], topk=1))
+    hits = sum(answer.guesses[0].index == label for answer, label in zip(answers, held.labels))
+    assert hits == result["measured"]["top1_hits"]
+    assert predictor.card.class_names == ("bright", "dark")
+    logged = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    best = max(line["metrics"]["top1"] for line in logged if line["kind"] == "evaluation")
+    assert result["measured"]["top1"] == best
+
+
+def test_the_same_command_again_only_concludes(finished, folder):
+    workdir, result = finished
+    assert train(folder, workdir)["measured"] == result["measured"]
+
+
+def test_it_learns_what_is_easy(folder, tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=15, lr=0.01)
+    result = train(folder, tmp_path, recipe=recipe)
+    assert result["measured"]["top1"] == 100
+
+
+@pytest.mark.horovod
+def test_two_workers_count_each_image_once_and_stop_together(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "pictures")
+    code, output, _ = launch(2, __file__, tmp_path)
+    assert code == 0, output
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["measured"]["images"] == 4
+    steps = [json.loads(line)["step"] for line in
+             (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    # A rate of zero: the first evaluation stays the best, the third ends the run.
+    assert max(steps) == 9
+
+
+def worker(folder):
+    """One of two workers: trains with a rate of zero and a patience of two."""
+    comm = connect()
+    recipe = dataclasses.replace(RECIPE, lr=0.0, epochs=9, patience=2, wd=0.0, norm="frozen")
+    words = ["--data", f"{folder}/pictures", "--workdir", f"{folder}/run", "--data-workers", "0",
+             "--log-every", "1"]
+    recipe, run = cli.parse({"tiny": recipe}, FineTuning, words)
+    cli.train(recipe, run, FineTuning, comm)
+    comm.shutdown()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    worker(*sys.argv[1:])
