@@ -247,10 +247,10 @@ def test_a_head_without_what_tells_its_size_is_refused():
 
 
 @pytest.mark.parametrize("name, shape, sentence", [
-    ("proposal_generator.rpn_head.conv.weight", (0, 16, 3, 3), "conv.weight is absent or no weight"),
-    ("roi_heads.box_predictor.cls_score.weight", (0, 24), "cls_score.weight is absent or no weight"),
+    ("proposal_generator.rpn_head.conv.weight", (0, 16, 3, 3), "conv.weight is absent or no"),
+    ("roi_heads.box_predictor.cls_score.weight", (0, 24), "cls_score.weight is absent or no"),
     ("roi_heads.box_predictor.cls_score.weight", (1, 24), "1 row, expected the background and"),
-    ("roi_heads.box_head.fc1.weight", (), "fc1.weight is absent or no weight")])
+    ("roi_heads.box_head.fc1.weight", (), "fc1.weight is absent or no")])
 def test_sizes_of_no_network_are_refused(name, shape, sentence):
     theirs, _ = checkpoint("detectron2")
     theirs[name] = np.zeros(shape, np.float32)

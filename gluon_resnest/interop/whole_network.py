@@ -90,7 +90,8 @@ def _detector(cascade, shape, has, backbone, deform_stages, conventions):
     masks, mask_convs = has("mask_heads.0.logits.weight"), 0
     while has(f"mask_heads.0.convs.{mask_convs}.conv.weight"):
         mask_convs += 1
-    options = {"classes": rows - 1, "conventions": conventions.name, "norms": _norms(has, conventions),
+    options = {"classes": rows - 1, "conventions": conventions.name,
+               "norms": _norms(has, conventions),
                "box_head": "2fc" if has("stages.0.head.fcs.1.weight") else "4conv1fc"}
     sizes = {"mask_convs": (mask_convs if masks else 4, 4),
              "channels": (shape("rpn.conv.weight")[0], 256),
