@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gluon_resnest import cli
-from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.config import ClassificationRecipe, DetectionRecipe, PoseRecipe
 from gluon_resnest.engine.plan import Cluster, Workload, cluster_of, describe, estimate
 from gluon_resnest.errors import UserError
 from gluon_resnest.tasks.classification import Classification
-from gluon_resnest.tasks.workload import classification_workload
+from gluon_resnest.tasks.workload import (
+    classification_workload, detection_workload, pose_workload)
 from gluon_resnest.zoo import get_model
 
 WORK = Workload(batch=640, steps_per_epoch=100, epochs=9, parameters=25_000_000,
@@ -65,6 +66,24 @@ def test_the_plan_keeps_its_limits(workers, bandwidth, latency, speed):
     assert made.images_per_second <= workers * speed * (1 + 1e-9)
     assert plan(work, workers=workers, bandwidth=2 * bandwidth, latency=latency).step <= \
         plan(work, workers=workers, bandwidth=bandwidth, latency=latency).step
+
+
+def test_a_detector_is_planned_in_iterations():
+    recipe = DetectionRecipe(network="mask_rcnn_fpn_resnest14_coco", source="a test")
+    made = detection_workload(recipe, Cluster(images=117266, workers=8, images_per_second=1))
+    assert made.steps_per_epoch == 7330 and estimate(
+        made, Cluster(workers=8, images_per_second=1)).steps == 90000
+    assert made.parameters < made.values                # frozen stages and statistics
+    twice = dataclasses.replace(recipe, roi_samples=1024)
+    more = detection_workload(twice, Cluster(images=117266, workers=8, images_per_second=1))
+    # 512 RoIs more: in 5 layers of 49 values for each of 256 channels alone
+    assert more.activation_bytes - made.activation_bytes > 4 * 512 * 256 * 49 * 5
+
+
+def test_a_pose_network_is_planned():
+    recipe = PoseRecipe(network="resnest14", source="a test", batch=256)
+    made = pose_workload(recipe, Cluster(images=2560, workers=2, images_per_second=1))
+    assert made.steps_per_epoch == 10 and made.epochs == 140 and made.optimizer == "adam"
 
 
 def test_a_workload_counts_what_the_network_has():

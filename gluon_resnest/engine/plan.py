@@ -35,7 +35,7 @@ class Workload:
 
     batch: int
     steps_per_epoch: int
-    epochs: int
+    epochs: float
     parameters: int
     values: int
     activation_bytes: int
@@ -103,7 +103,7 @@ class Plan:
     @property
     def steps(self):
         """Updates of the whole run."""
-        return self.workload.steps_per_epoch * self.workload.epochs
+        return round(self.workload.steps_per_epoch * self.workload.epochs)
 
     @property
     def images_per_second(self):
@@ -163,7 +163,7 @@ def describe(plan):
     """Returns the lines a person reads about a `Plan`."""
     work, cluster = plan.workload, plan.cluster
     return "\n".join([
-        f"{work.epochs} epochs x {work.steps_per_epoch} steps x {work.batch} images "
+        f"{work.epochs:.4g} epochs x {work.steps_per_epoch} steps x {work.batch} images "
         f"= {plan.steps} steps, {plan.steps * work.batch:.4g} images",
         f"{cluster.workers:g} worker(s) x {work.batch / cluster.workers:g} images, each "
         f"{cluster.images_per_second:g} images/s alone: {plan.images_per_second:.0f} images/s "

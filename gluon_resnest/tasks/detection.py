@@ -28,6 +28,7 @@ from gluon_resnest.tasks.detection_evaluation import (
 from gluon_resnest.tasks.detector import build_detector
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
+from gluon_resnest.tasks.workload import detection_workload
 from gluon_resnest.zoo import load_weights
 
 RESULTS = {"bbox": "boxes.json", "segm": "masks.json"}      # in the run directory, COCO's format
@@ -49,6 +50,7 @@ class Detection:
     """
 
     main_metric = "ap"
+    workload = staticmethod(detection_workload)
 
     @staticmethod
     def add_flags(parser):

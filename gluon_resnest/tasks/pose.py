@@ -22,6 +22,7 @@ from gluon_resnest.tasks import pose_evaluation
 from gluon_resnest.tasks.coco_files import write_results
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
+from gluon_resnest.tasks.workload import pose_workload
 from gluon_resnest.zoo import POSE, load_weights, pose_model
 
 RESULTS = "keypoints.json"
@@ -37,6 +38,7 @@ class Pose:
     """
 
     main_metric = "ap"
+    workload = staticmethod(pose_workload)
     class_names = None
 
     @staticmethod

@@ -1,12 +1,19 @@
-"""What a classification training costs in images, values and bytes, for `--plan`."""
+"""What a training costs in images, values and bytes, for `--plan`; nothing is allocated."""
+import math
+
+from gluon_resnest.data.keypoints import JOINTS
 from gluon_resnest.data.sampling import TrainPlan
 from gluon_resnest.engine.plan import Workload
 from gluon_resnest.interop.analysis import analyze
-from gluon_resnest.zoo import get_model
+from gluon_resnest.models.detection.rcnn import BOX_SIZE, MASK_SIZE
+from gluon_resnest.tasks.detector import build_detector
+from gluon_resnest.zoo import get_model, pose_model
+
+_DIVISOR = 32       # of padded sides of a detector's images
 
 
 def classification_workload(recipe, cluster):
-    """Returns the `Workload` of a ClassificationRecipe; nothing is allocated.
+    """Returns the `Workload` of a ClassificationRecipe.
 
     Args:
       recipe: a ClassificationRecipe.
@@ -15,21 +22,51 @@ def classification_workload(recipe, cluster):
     Raises:
       UserError: if the batch cannot be divided among the workers.
     """
-    workers, images = int(cluster.workers), int(cluster.images)
-    steps = TrainPlan(images, recipe.batch, 0, workers, recipe.seed, recipe.data_order,
-                      recipe.remainder).steps_per_epoch
-    total = analyze(get_model(recipe.network, classes=recipe.classes),
-                    (recipe.crop_px, recipe.crop_px)).total()
-    statistics = _statistics(recipe)
+    steps = _steps(recipe, cluster, order=recipe.data_order, remainder=recipe.remainder)
+    net = get_model(recipe.network, classes=recipe.classes)
+    return _workload(recipe, net, steps, _bytes(net, recipe.crop_px, recipe.crop_px))
+
+
+def pose_workload(recipe, cluster):
+    """Returns the `Workload` of a PoseRecipe; as `classification_workload`, images are persons."""
+    net = pose_model(recipe.network, len(JOINTS))
+    return _workload(recipe, net, _steps(recipe, cluster, remainder=recipe.remainder),
+                     _bytes(net, recipe.height, recipe.width))
+
+
+def detection_workload(recipe, cluster):
+    """Returns the `Workload` of a DetectionRecipe; as `classification_workload`.
+
+    Activations are those of the largest image, frozen stages included, and of the heads.
+    """
+    net = build_detector(recipe)
+    sides = [-(-side // _DIVISOR) * _DIVISOR for side in (max(recipe.short_sides), recipe.max_px)]
+    kept = _bytes(net.features, *sides)
+    rois, masks = net.conventions.roi_samples, net.conventions.max_mask_rois
+    channels = net.features.fpn.outputs[0].conv._channels
+    for head, size, count in [(stage.head, BOX_SIZE, rois) for stage in net.stages] + [
+            (head, MASK_SIZE, masks) for head in net.mask_heads]:
+        kept += _bytes(head, size, size, batch=count, in_channels=channels)
+    return _workload(recipe, net, _steps(recipe, cluster), kept)
+
+
+def _bytes(net, height, width, **shape):
+    """Returns what training a network keeps at most."""
+    return analyze(net, (height, width), **shape).total().bytes
+
+
+def _steps(recipe, cluster, **options):
+    return TrainPlan(int(cluster.images), recipe.batch, 0, int(cluster.workers), recipe.seed,
+                     **options).steps_per_epoch
+
+
+def _workload(recipe, net, steps, activation_bytes):
+    """Returns the Workload of a network whose training keeps so many bytes of an image."""
+    sizes = {name: (math.prod(parameter.shape), parameter.grad_req != "null")
+             for name, parameter in net.collect_params().items()}
     return Workload(
-        batch=recipe.batch, steps_per_epoch=steps, epochs=recipe.epochs, parameters=total.params,
-        values=total.params + statistics,
-        activation_bytes=total.bytes // recipe.accumulate, optimizer=recipe.optimizer,
+        batch=recipe.batch, steps_per_epoch=steps, epochs=recipe.steps(steps) / steps,
+        parameters=sum(size for size, learns in sizes.values() if learns),
+        values=sum(size for size, _ in sizes.values()),
+        activation_bytes=activation_bytes // recipe.accumulate, optimizer=recipe.optimizer,
         average=bool(recipe.ema_decay), gradient_bytes=2 if recipe.compression == "fp16" else 4)
-
-
-def _statistics(recipe):
-    """Returns the number of running statistics: as many as gammas and betas."""
-    params = get_model(recipe.network, classes=recipe.classes).collect_params()
-    return sum(parameter.shape[0] for name, parameter in params.items()
-               if name.endswith(("running_mean", "running_var")))
