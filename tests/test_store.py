@@ -335,6 +335,8 @@ def test_get_model_with_other_classes_says_how(publish, tmp_path):
         gluon_resnest.get_model("resnest_tiny", pretrained=True, root=tmp_path, classes=10)
 
 
-def test_get_model_without_published_weights_says_so(server, tmp_path):
-    with pytest.raises(UserError, match="no weights were ever published for 'resnest32'"):
-        gluon_resnest.get_model("resnest32", pretrained=True, root=tmp_path)
+@pytest.mark.parametrize("name", ["resnest32", "simple_pose_resnest14",
+                                  "faster_rcnn_fpn_resnest14_coco"])
+def test_get_model_without_published_weights_says_so(server, tmp_path, name):
+    with pytest.raises(UserError, match=f"no weights were ever published for '{name}'"):
+        gluon_resnest.get_model(name, pretrained=True, root=tmp_path)

@@ -176,7 +176,7 @@ def _traits(arch):
 def _spelled(found):
     """Tries the grammar for a network that the table does not hold."""
     depths, _, radix, cardinality, _, width = found
-    numbers = [depth for depth, blocks in zoo.DEPTHS.items() if blocks == depths]
+    numbers = [depth for depth, blocks in zoo.table.DEPTHS.items() if blocks == depths]
     if not numbers or not cardinality:
         return []
     names = [f"resnest{numbers[0]}{fast}_{radix}s{cardinality}x{width // cardinality}d"

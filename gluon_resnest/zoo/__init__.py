@@ -218,7 +218,7 @@ def _load(net, name, pretrained, root, ctx):
 
 def _published(name):
     """Returns the SHA-1 of the files published for a name, newest first."""
-    if parse_name(name) or name.startswith(POSE):
+    if parse_name(name) or name.startswith(POSE) or detection.parse(name):
         return SEGMENTERS.get(name, ())
     weights = variant(name).weights
     return weights.sha1 if weights else ()
