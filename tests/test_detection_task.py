@@ -50,19 +50,21 @@ def values(net):
             for name, parameter in net._collect_params_with_prefix().items()}
 
 
+# Standard deviations, times the root of the fan-in: scores near each other, boxes near anchors.
+SPREADS = {"predictor.logits.weight": 0.3, "predictor.deltas.weight": 0.05,
+           "rpn.logits.weight": 0.3, "rpn.deltas.weight": 0.1}
+
+
 def set_parameters(net):
-    """Gives a network parameters that are the same anywhere, and detections that differ."""
+    """Gives a network parameters that are the same anywhere, with which it finds some objects."""
     for number, (name, parameter) in enumerate(sorted(net._collect_params_with_prefix().items())):
-        random = np.random.RandomState(number)
-        spread = 2 * np.prod(parameter.shape[1:]) ** -0.5
-        value = random.normal(0, 0.5 if name.endswith("logits.weight") else spread,
-                              parameter.shape)
-        if name.endswith(("gamma", "running_var")):
-            value = random.uniform(0.8, 1.2, parameter.shape)
-        elif parameter.shape[1:] == ():
-            value *= 0.05
-        if name == "stages.0.predictor.logits.bias":
-            value[-1] = -2                                  # hardly anything is background
+        spread = next((each for end, each in SPREADS.items() if name.endswith(end)), 1.2)
+        value = np.zeros(parameter.shape)
+        if name.endswith("weight"):
+            fan_in = np.prod(parameter.shape[1:])
+            value = np.random.RandomState(number).normal(0, spread * fan_in ** -0.5, value.shape)
+        elif name.endswith(("gamma", "running_var")):
+            value += 1
         parameter.set_data(nd.array(value))
 
 

@@ -306,7 +306,7 @@ OPERATORS = {
     "Cast": _Rule((1, 1), {"dtype": _one_of("float32")}, ("dtype",)),
     "UpSampling": _Rule((1, 1), {"scale": _numbers(2, 2), "sample_type": _one_of("nearest"),
                                  "num_args": _one_of("1")}, ("scale", "sample_type")),
-    "_contrib_ModulatedDeformableConvolution": _Rule((4, 4), {
+    "_contrib_ModulatedDeformableConvolution": _Rule((5, 5), {
         **_PAIR, "dilate": _numbers(1, 64, (2,)), "num_filter": _numbers(1, 1 << 16),
         "num_group": _numbers(1, 1 << 16), "num_deformable_group": _numbers(1, 1 << 16),
         "no_bias": _one_of("True")}, ("kernel", "num_filter", "num_deformable_group", "no_bias")),
