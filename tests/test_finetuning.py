@@ -5,6 +5,7 @@ Started by horovodrun, this file is one of two workers.
 import argparse
 import csv
 import dataclasses
+import importlib.util
 import json
 import logging
 import shutil
@@ -276,10 +277,38 @@ def test_it_learns_what_is_easy(folder, tmp_path):
     assert result["measured"]["top1"] == 100
 
 
+def test_a_run_is_explained(finished, folder, tmp_path, capsys):
+    file = next((folder / "bright").iterdir())
+    assert predict(finished[0], file, "--explain", tmp_path / "why.png") == 0
+    assert (tmp_path / "why.png").stat().st_size > 10000
+    assert "bright" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network, message", [
+    ("exported", "is an exported pair; give the run directory"), ("absent", "absent")])
+def test_only_networks_can_be_explained(finished, folder, tmp_path, capsys, network, message):
+    file = next((folder / "bright").iterdir())
+    assert predict(finished[0] / network, file, "--explain", tmp_path / "why.png") == 2
+    assert message in capsys.readouterr().err
+
+
+def predict(*words):
+    """Runs tools/predict.py; returns its exit code."""
+    spec = importlib.util.spec_from_file_location(
+        "predict", Path(__file__).resolve().parents[1] / "tools/predict.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        module.main([str(word) for word in words])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
 @pytest.mark.horovod
 def test_two_workers_count_each_image_once_and_stop_together(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "pictures")
-    code, output, _ = launch(2, __file__, tmp_path)
+    code, output, _ = launch(2, __file__, tmp_path, timeout=400)
     assert code == 0, output
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["measured"]["images"] == 4

@@ -1,12 +1,13 @@
 """Says what is on pictures: classes, joints of persons, the class of each pixel, or objects.
 
-The network is an exported one or one of the zoo.
+The network is an exported one, one of the zoo, or, of classifiers, that of a run directory.
 
     python tools/predict.py deploy/r50 photo.jpg
     python tools/predict.py deploy/r50 photos/ --topk 3 --save answer.png
     python tools/predict.py deploy/r50 photos/ --json > answers.json
     python tools/predict.py resnest50 photo.jpg                           published weights
     python tools/predict.py resnest50 photo.jpg --weights r50.params --classes-file names.txt
+    python tools/predict.py runs/mine photos/ --explain why.png           evidence and attention
 
     python tools/predict.py deploy/pose photo.jpg --boxes boxes.json --save skeletons.png
     python tools/predict.py simple_pose_resnest50 photo.jpg --weights pose.params --json
@@ -26,6 +27,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
@@ -34,8 +36,8 @@ from gluon_resnest.errors import UserError, exit_on_user_error
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", metavar="PREFIX|NAME",
-                        help="prefix of an exported pair, or a zoo name")
+    parser.add_argument("network", metavar="PREFIX|NAME|RUN",
+                        help="prefix of an exported pair, a zoo name, or a run directory")
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
     parser.add_argument("--weights", metavar="FILE", help="parameters for a zoo name; without it "
                         "the published weights are fetched")
@@ -43,6 +45,9 @@ def parse(argv=None):
                         help="classes an image (default: %(default)s)")
     parser.add_argument("--save", metavar="PICTURE", help="draw the first 24 images with "
                         "their answers (.png, .pdf, .svg)")
+    parser.add_argument("--explain", metavar="PICTURE", help="draw for the first 12 images where a "
+                        "classifier finds the evidence for its guess, and how its blocks weight "
+                        "their splits; not for exported pairs")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--crop", type=int, metavar="PX", help="evaluation crop")
     parser.add_argument("--protocol", metavar="NAME",
@@ -58,17 +63,21 @@ def parse(argv=None):
 
 
 def load(flags):
-    """Returns the Predictor that the flags mean."""
+    """Returns (Predictor, network) that the flags mean; the network of an exported pair is None."""
     from gluon_resnest.interop import deployed, trained
     from gluon_resnest.interop.predictor import Predictor
-    exported = deployed.paths(flags.network)[0].exists() or "/" in flags.network
+    net, run = None, Path(flags.network, "config.json").is_file()
+    exported = not run and (deployed.paths(flags.network)[0].exists() or "/" in flags.network)
+    if flags.weights and (exported or run):
+        raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is "
+                        f"{'a run directory' if run else 'an exported pair'}; leave it out")
     if exported:
-        if flags.weights:
-            raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
-                            "exported pair; leave it out")
         card = deployed.read_card(flags.network)
         if card is None and flags.crop:
             card = deployed.assumed_card(flags.network, flags.crop)
+    elif run:
+        from gluon_resnest.tasks.trained_run import open_classifier
+        net, card = open_classifier(flags.network)
     else:
         net, card = trained.from_zoo(flags.network, flags.weights)
     names = flags.classes_file and trained.read_class_names(flags.classes_file)
@@ -78,7 +87,8 @@ def load(flags):
     if card is not None and changes:
         card = dataclasses.replace(card, **changes)
         card.check("the command line")
-    return Predictor.load(flags.network, card) if exported else Predictor.of_block(net, card)
+    predictor = Predictor.load(flags.network, card) if exported else Predictor.of_block(net, card)
+    return predictor, net
 
 
 def load_pose(flags):
@@ -218,10 +228,19 @@ def tell_objects(predictor, flags, files):
 def tell_classes(flags, files):
     """Classifies all files; returns the answers, drawn and printed."""
     from gluon_resnest.interop.drawing import draw_answers
-    answers = list(load(flags).classify(files, topk=flags.topk, batch=flags.batch))
+    predictor, net = load(flags)
+    if flags.explain and net is None:
+        raise UserError(f"--explain looks inside a network, but {flags.network!r} is an exported "
+                        "pair; give the run directory, or the zoo name with --weights")
+    answers = list(predictor.classify(files, topk=flags.topk, batch=flags.batch))
     (print_json if flags.json else print_table)(answers)
     if flags.save:
         draw_answers(flags.save, answers)
+    if flags.explain:
+        from gluon_resnest.interop.explanation_drawing import draw_explained
+        draw_explained(flags.explain, net, predictor.card,
+                       [answer.file for answer in answers if not answer.problem])
+        print(f"drew {flags.explain}", file=sys.stderr)
     return answers
 
 
@@ -250,11 +269,14 @@ def main(argv=None):
                             f"{flags.batch}")
         from gluon_resnest.interop.drawing import check_picture
         from gluon_resnest.interop.predictor import find_images
-        if flags.save:
-            check_picture(flags.save)
+        for picture in filter(None, (flags.save, flags.explain)):
+            check_picture(picture)
         files = find_images(flags.images)
         pose, segmentation = load_pose(flags), load_segmentation(flags)
         detection = load_detection(flags)
+        if flags.explain and (pose or segmentation or detection):
+            raise UserError(f"--explain is for classifiers, but {flags.network!r} is none; leave "
+                            "it out")
         if detection:
             answers = tell_objects(detection, flags, files)
         elif pose:

@@ -70,6 +70,15 @@ PAGES = [
     detection("Object detection, Faster R-CNN", "faster_rcnn", masks=False),
     detection("Instance segmentation, Mask R-CNN", "mask_rcnn"),
     detection("Cascade R-CNN and Cascade Mask R-CNN", "cascade_rcnn"),
+    ("finetune", "Fine-tuning on folders; for any network of the zoo", [
+        ("network", lambda recipe: recipe.network),
+        ("epochs", lambda recipe: recipe.epochs),
+        ("batch", lambda recipe: recipe.batch),
+        ("lr", lambda recipe: f"{recipe.lr:g}"),
+        ("factors", lambda recipe: recipe.lr_factors),
+        ("schedule", lambda recipe: recipe.schedule),
+        ("wd", lambda recipe: f"{recipe.wd:g}"),
+    ]),
     ("deeplabv3", "Semantic segmentation", [
         ("network", lambda recipe: recipe.network),
         ("epochs", lambda recipe: recipe.epochs),
@@ -92,11 +101,11 @@ PAGES = [
 
 
 def recipes_of(name):
-    """Returns the RECIPES of a file in recipes/."""
+    """Returns the RECIPES of a file in recipes/, or those of them that it says to show."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / f"recipes/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.RECIPES
+    return {name: module.RECIPES[name] for name in getattr(module, "SHOWN", module.RECIPES)}
 
 
 def render():

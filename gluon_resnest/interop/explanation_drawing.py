@@ -1,10 +1,41 @@
 """Draws explanations: where the evidence lies, and which split each channel listens to."""
+import mxnet as mx
 import numpy as np
 
+from gluon_resnest.data import images
+from gluon_resnest.data.transforms import eval_transform
 from gluon_resnest.interop.drawing import check_picture
+from gluon_resnest.interop.explain import explain
 
 MAX_DRAWN = 12
 _BINS = 64
+
+
+def draw_explained(path, net, card, files):
+    """Explains what a classifier says of the first MAX_DRAWN images, and draws it.
+
+    Args:
+      path: picture to write, see `drawing.check_picture`.
+      net: `models.resnest.Backbone`, on the CPU; card: its `deployed.Card`.
+      files: image files.
+
+    Raises:
+      UserError: if the network cannot be explained, or the picture not be written.
+    """
+    prepare = eval_transform(card.crop_px, card.protocol, mean=card.mean, std=card.std)
+    rows = []
+    for file in files[:MAX_DRAWN]:
+        prepared = prepare(images.load(file))
+        found = explain(net, mx.nd.array(prepared[None]))
+        best = int(found.logits[0].argmax())
+        powers = np.exp(found.logits[0] - found.logits[0].max())
+        name = card.class_names[best] if card.class_names else f"class {best}"
+        colours = prepared.transpose(1, 2, 0) * np.array(card.std) + np.array(card.mean)
+        rows.append((f"{file.name}: {name} {100 * powers[best] / powers.sum():.1f} %",
+                     (255 * colours).round().clip(0, 255).astype("uint8"),
+                     found.activation[0, best],
+                     {block: weights[0] for block, weights in found.attention.items()}))
+    draw_explanations(path, rows)
 
 
 def draw_explanations(path, rows):

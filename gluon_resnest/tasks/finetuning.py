@@ -12,13 +12,12 @@ from gluon_resnest.data.classification import FolderDataset, list_folder
 from gluon_resnest.data.images import read_file
 from gluon_resnest.data.splitting import Subset, split
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop.deployed import Card
 from gluon_resnest.interop.evaluation_drawing import Mistake, draw_confusion, draw_mistakes
 from gluon_resnest.interop.export import export_classifier
 from gluon_resnest.metrics import ConfusionMatrix
 from gluon_resnest.tasks.classification import Classification
 from gluon_resnest.tasks.classification_data import evaluation_pipeline, training_pipeline
-from gluon_resnest.tasks.trained_run import load_backbone, open_run
+from gluon_resnest.tasks.trained_run import load_backbone, open_classifier
 from gluon_resnest.zoo import VARIANTS
 
 NETWORKS = tuple(VARIANTS)
@@ -134,7 +133,7 @@ class FineTuning(Classification):
         for name, row in zip(names, counts):
             if row.sum():
                 hits = row[names.index(name)]
-                print(f"{100 * hits / row.sum():6.2f} %  {name} ({hits} of {row.sum()})")
+                _log.info("%6.2f %%  %s (%d of %d)", 100 * hits / row.sum(), name, hits, row.sum())
         _write_csv(workdir / f"{CONFUSION}.csv", ["true \\ predicted", *names],
                    [[name, *row] for name, row in zip(names, counts)])
         draw_confusion(workdir / f"{CONFUSION}.png", counts, names)
@@ -142,11 +141,9 @@ class FineTuning(Classification):
             mistakes = self._mistakes()
             _write_csv(workdir / f"{MISTAKES}.csv", Mistake._fields, mistakes)
             draw_mistakes(workdir / f"{MISTAKES}.png", mistakes)
-        net, recipe = open_run(workdir)
-        export_classifier(net, workdir / EXPORT, Card(
-            recipe.network, recipe.classes, recipe.eval_px, recipe.eval_protocol,
-            class_names=tuple(names)))
-        print(f"exported {workdir / EXPORT}, drew {CONFUSION}.png and {MISTAKES}.png")
+        net, card = open_classifier(workdir)
+        export_classifier(net, workdir / EXPORT, card)
+        _log.info("exported %s, drew its confusion matrix and mistakes beside it", workdir / EXPORT)
 
     def _mistakes(self):
         """Returns the `Mistake`s, the surest first."""

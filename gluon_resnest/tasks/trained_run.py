@@ -7,10 +7,14 @@ import mxnet as mx
 from gluon_resnest import zoo
 from gluon_resnest.config import (
     ClassificationRecipe, DetectionRecipe, PoseRecipe, SegmentationRecipe)
+from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
+from gluon_resnest.interop.deployed import Card
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks.detector import build_detector
+
+CLASS_NAMES = "classes.txt"         # in a run directory, written by cli.train
 
 
 def open_run(directory, *, ctx=None):
@@ -31,6 +35,20 @@ def open_run(directory, *, ctx=None):
     recipe = _recipe(Path(directory), ClassificationRecipe)
     net = zoo.get_model(recipe.network, classes=recipe.classes)
     return _filled(net, directory, ctx), recipe
+
+
+def open_classifier(directory, *, ctx=None):
+    """Builds the network of a classification run and the card that says how to feed it.
+
+    Args and errors: as `open_run`.
+
+    Returns:
+      (net, `interop.deployed.Card`).
+    """
+    net, recipe = open_run(directory, ctx=ctx)
+    file = Path(directory) / CLASS_NAMES
+    return net, Card(recipe.network, recipe.classes, recipe.eval_px, recipe.eval_protocol,
+                     class_names=tuple(read_class_names(file)) if file.is_file() else None)
 
 
 def open_pose_run(directory, *, ctx=None):
