@@ -5,6 +5,8 @@ from mxnet.gluon import nn
 from gluon_resnest.models.deform import fused_deformables
 from gluon_resnest.models.dropblock import without_dropblock
 from gluon_resnest.models.sync_batch_norm import plain_batch_norm
+from gluon_resnest.models.training_graph import (
+    fuse_norm_and_relu, training_form, wants_training_form)
 
 
 class TwoGraphs(nn.HybridBlock):
@@ -44,9 +46,17 @@ class TwoGraphs(nn.HybridBlock):
 
     def _get_graph(self, *args):
         if self._tracing_training:
-            return super()._get_graph(*args)
+            return self._get_training_graph(*args)
         with without_dropblock(self), plain_batch_norm(self), fused_deformables(self):
             return super()._get_graph(*args)
+
+    def _get_training_graph(self, *args):
+        if self._cached_graph or not wants_training_form(args):
+            return super()._get_graph(*args)
+        with training_form(self):
+            inputs, outputs = super()._get_graph(*args)
+        self._cached_graph = inputs, fuse_norm_and_relu(outputs)
+        return self._cached_graph
 
     def _clear_cached_op(self):
         super()._clear_cached_op()

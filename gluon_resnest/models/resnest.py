@@ -132,9 +132,11 @@ class Bottleneck(nn.HybridBlock):
         self.downsample = shortcut
 
     def hybrid_forward(self, F, x):
-        residual = chain(x, self.conv1, self.bn1, self.dropblock1, self.relu1,
+        # A factor of DropBlock is not negative, so that it may follow the ReLU, where the published
+        # code has it before; norm and ReLU side by side are one operator in training.
+        residual = chain(x, self.conv1, self.bn1, self.relu1, self.dropblock1,
                          self.pool if self._pool_before else None,
-                         self.conv2, self.bn2, self.dropblock2, self.relu2,
+                         self.conv2, self.bn2, self.relu2, self.dropblock2,
                          None if self._pool_before else self.pool,
                          self.conv3, self.bn3, self.gate, self.dropblock3)
         return self.relu3(residual + chain(x, self.downsample))

@@ -1,0 +1,178 @@
+"""The graph of training: equal to the imperative network, and a floor below its formulation.
+
+The floor counts operators in traced graphs. It is not a timing: it fails in any load, on any
+machine, when a formulation comes back that was measured to be slow (docs/performance.md).
+"""
+import collections
+import json
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, nd
+from mxnet.gluon import nn
+
+from gluon_resnest.models.dropblock import without_dropblock
+from gluon_resnest.models.norm import frozen_batch_norm
+from gluon_resnest.models.resnest import initialize
+from gluon_resnest.models.training_graph import (
+    fuse_norm_and_relu, training_form, wants_training_form)
+from gluon_resnest.zoo import VARIANTS, get_model
+
+# Radix 1, 2 and 4, cardinality 1 and 2, pooling before and after.
+REPRESENTATIVE = ["resnest14", "resnest50", "resnest50_fast_1s1x64d", "resnest50_fast_4s2x40d"]
+# Reshapes and cuts to a single row or number; they pass over nothing.
+FREE = {"null", "Reshape", "reshape_like", "BlockGrad", "Flatten", "slice_axis", "ones_like"}
+
+
+def operators(symbol):
+    """Counts the operators of a graph, those that cost nothing left out."""
+    counted = collections.Counter(node["op"] for node in json.loads(symbol.tojson())["nodes"])
+    return {name: count for name, count in counted.items() if name not in FREE}
+
+
+def floor(name, *, training):
+    """Returns {operator: how often} of a ResNeSt without DropBlock: what each block needs.
+
+    One split and one sum of the splits, one pass each for difference, product and sum with the
+    gate, one for the gate at every pixel; no transposition of a map, no sum over a fifth axis.
+    """
+    arch = VARIANTS[name].arch
+    blocks, r = sum(arch.depths), arch.radix
+    pools = 3 + arch.pool_first + 4 + 2             # 3x3, shortcuts, stem and the end
+    norms_with_relu = 3 + 3 * blocks                # of the squeeze among them
+    products = max(r - 1, 1) * blocks
+    counted = {
+        "Convolution": 3 + 5 * blocks + 4, "Pooling": pools, "FullyConnected": 1,
+        "Activation": blocks + (0 if training else norms_with_relu),
+        "BatchNorm": blocks + 4 + (0 if training else norms_with_relu),
+        "elemwise_add": blocks, "elemwise_mul": products,
+        "_contrib_AdaptiveAvgPooling2D": blocks,
+        "dot" if training else "broadcast_like": products,
+        "softmax" if r > 1 else "sigmoid": blocks}
+    if training:
+        counted["_contrib_BatchNormWithReLU"] = norms_with_relu
+    if r > 1:
+        counted.update(SliceChannel=2 * blocks, add_n=2 * blocks, elemwise_sub=products)
+    if r > 1 and arch.cardinality > 1:
+        counted["SwapAxis"] = blocks                # of the logits, one number for each channel
+    return counted
+
+
+def training_symbol(net):
+    """Returns the graph of training on a CPU, without computing anything."""
+    with training_form(net):
+        return fuse_norm_and_relu(net(mx.sym.var("data")))
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_training_graph_has_no_more_passes_than_the_floor(name):
+    net = get_model(name)
+    with without_dropblock(net):
+        assert operators(training_symbol(net)) == floor(name, training=True)
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_inference_graph_has_no_more_passes_than_the_floor(name):
+    net = get_model(name)
+    with without_dropblock(net):
+        assert operators(net(mx.sym.var("data"))) == floor(name, training=False)
+
+
+def test_the_floor_finds_another_formulation():
+    """GluonCV's sums over a fifth axis."""
+    gluoncv = pytest.importorskip("gluoncv.model_zoo")
+    theirs = operators(gluoncv.get_model("resnest14")(mx.sym.var("data")))
+    assert theirs["sum"] == 8 and "sum" not in floor("resnest14", training=False)
+
+
+def test_a_dropblock_passes_over_the_map_twice():
+    """Its mask is copied for each sample (`take`) and multiplied; the rest is for one sample."""
+    net = get_model("resnest14_2s1x64d", dropblock=0.1)
+    with without_dropblock(net):
+        without = operators(training_symbol(net))
+    found = operators(training_symbol(net))
+    blocks = 2 * 3                                  # three in each block of the last two stages
+    assert found["take"] == found["_random_uniform_like"] == blocks
+    assert found["Convolution"] == without["Convolution"] + blocks
+    assert found["_contrib_BatchNormWithReLU"] == without["_contrib_BatchNormWithReLU"]
+    assert not {"broadcast_mul", "max", "transpose"} & set(found)
+
+
+@pytest.mark.parametrize("name", ["resnest14", "resnest14_1s1x64d", "resnest14_4s2x40d"])
+def test_training_graph_computes_what_the_imperative_network_does(name):
+    net = get_model(name, classes=7, dropblock=0.0)
+    initialize(net)
+    x = nd.random.normal(shape=(3, 3, 64, 48))
+    found = []
+    for hybrid in (False, True):
+        net.hybridize(hybrid)
+        x.attach_grad()
+        with autograd.record():
+            loss = (net(x) ** 2).sum()
+        loss.backward()
+        weights = {key: value.grad().asnumpy() for key, value in net.collect_params().items()
+                   if value.grad_req != "null" and key.endswith(("weight", "gamma", "beta"))}
+        found.append([loss.asnumpy(), x.grad.asnumpy(), weights])
+    assert "_contrib_BatchNormWithReLU" in operators(net._training_graph[0][1])
+    (loss, gradient, weights), (fast_loss, fast_gradient, fast_weights) = found
+    np.testing.assert_allclose(fast_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(fast_gradient, gradient, atol=1e-4 * abs(gradient).max())
+    for key, expected in weights.items():
+        np.testing.assert_allclose(fast_weights[key], expected, err_msg=key,
+                                   atol=1e-3 * abs(expected).max())
+
+
+def test_running_statistics_follow_as_without_the_graph():
+    statistics = []
+    for hybrid in (False, True):
+        mx.random.seed(3)
+        net = get_model("resnest14", classes=5, dropblock=0.0)
+        initialize(net)
+        net.hybridize(hybrid)
+        with autograd.record():
+            loss = net(nd.random.normal(shape=(4, 3, 32, 40))).sum()
+        loss.backward()
+        nd.waitall()
+        statistics.append([value.data().asnumpy() for key, value in net.collect_params().items()
+                           if "running" in key])
+    for before, after in zip(*statistics):
+        np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-6)
+
+
+def norm_then_relu(norm):
+    x = mx.sym.var("data")
+    return mx.sym.Activation(norm(x), act_type="relu"), norm(x)
+
+
+def test_only_norms_of_the_batch_that_nothing_else_reads_are_fused():
+    fused = "_contrib_BatchNormWithReLU"
+    plain = nn.BatchNorm(in_channels=3)
+    assert operators(fuse_norm_and_relu(norm_then_relu(plain)[0])) == {fused: 1}
+    frozen = frozen_batch_norm(in_channels=3)
+    assert fused not in operators(fuse_norm_and_relu(norm_then_relu(frozen)[0]))
+    shared = nn.BatchNorm(in_channels=3)(mx.sym.var("data"))
+    both = mx.sym.Group([mx.sym.Activation(shared, act_type="relu"), shared])
+    assert fused not in operators(fuse_norm_and_relu(both))
+    soft = mx.sym.Activation(nn.BatchNorm(in_channels=3)(mx.sym.var("data")), act_type="softrelu")
+    assert fused not in operators(fuse_norm_and_relu(soft))
+
+
+def test_other_types_and_a_switched_off_library_keep_the_plain_graph(monkeypatch):
+    monkeypatch.delenv("MXNET_MKLDNN_ENABLED", raising=False)
+    assert wants_training_form([nd.zeros((1, 3))])
+    assert not wants_training_form([nd.zeros((1, 3), dtype="float16")])
+    monkeypatch.setenv("MXNET_MKLDNN_ENABLED", "0")
+    assert not wants_training_form([nd.zeros((1, 3))])
+
+
+def test_inference_and_export_never_see_it(tmp_path):
+    net = get_model("resnest14", classes=4)
+    initialize(net)
+    net.hybridize()
+    with autograd.record():
+        net(nd.zeros((2, 3, 32, 32))).wait_to_read()
+    net(nd.zeros((1, 3, 32, 32))).wait_to_read()
+    net.export(str(tmp_path / "net"))
+    exported = operators(mx.sym.load(str(tmp_path / "net-symbol.json")))
+    assert exported == floor("resnest14", training=False)
