@@ -14,7 +14,7 @@ from gluon_resnest.data.detection import DetectionDataset, DetectionLoader, pack
 from gluon_resnest.data.detection_transforms import (
     EvalTransform, TrainTransform, moved, moved_objects, random_window, resized)
 from gluon_resnest.data.instance_masks import Move
-from gluon_resnest.data.sampling import random_for
+from gluon_resnest.data.sampling import TrainPlan, random_for
 from gluon_resnest.data.shapes import KINDS, ShapeInstances
 from gluon_resnest.data.synthetic import SyntheticDetection
 from gluon_resnest.errors import UserError
@@ -358,23 +358,31 @@ def test_a_dead_process_is_noticed_and_what_it_read_is_named():
             some(data.batches(), 12)
 
 
+def padded_share(dataset, plans, epochs=5):
+    """Returns the share of padding in the batches of some workers' plans."""
+    padding = pixels = 0
+    for plan, step in itertools.product(plans, range(epochs * plans[0].steps_per_epoch)):
+        epoch, within = divmod(step, plan.steps_per_epoch)
+        moves = [dataset.move(index, random_for(0, epoch, index))
+                 for index in plan.indices(epoch, within).tolist()]
+        sides = np.array([(move.height, move.width) for move in moves])
+        whole = (-(-sides.max(axis=0) // 32) * 32).prod() * len(sides)
+        padding, pixels = padding + whole - sides.prod(axis=1).sum(), pixels + whole
+    return padding / pixels
+
+
 @pytest.mark.realdata
 def test_less_than_a_tenth_of_the_pixels_is_padding(data_root, capsys):
     """On 8 workers of 2 images, the published batch, with the published sizes."""
     source = read_instances(data_root / "tiny_coco/annotations/instances_train2017.json",
                             data_root / "tiny_coco/train2017")
-    dataset, shares = DetectionDataset(source, TrainTransform()), []
+    dataset, grouped = DetectionDataset(source, TrainTransform()), []
     assert len(dataset) == 49                               # one image has no object
     for rank in range(8):
         with DetectionLoader(dataset, batch=16, rank=rank, size=8, seed=0, workers=0) as data:
-            for step in range(5 * data.steps_per_epoch):
-                epoch, within = divmod(step, data.steps_per_epoch)
-                moves = [dataset.move(index, random_for(0, epoch, index))
-                         for index in data.plan.indices(epoch, within).tolist()]
-                sides = np.array([(move.height, move.width) for move in moves])
-                padded = (-(-sides.max(axis=0) // 32) * 32).prod() * len(sides)
-                shares.append((padded - sides.prod(axis=1).sum(), padded))
-    lost, total = np.sum(shares, axis=0)
+            grouped.append(data.plan)
+    share = padded_share(dataset, grouped)
+    plain = padded_share(dataset, [TrainPlan(49, 16, rank, 8, 0) for rank in range(8)])
     with capsys.disabled():
-        print(f"padded pixels: {100 * lost / total:.1f} %")
-    assert lost < 0.1 * total
+        print(f"padded pixels: {100 * share:.1f} %, {100 * plain:.1f} % in random order")
+    assert share < 0.1 < plain

@@ -3,6 +3,8 @@
 Polygons lie in one array, so that the annotations of all of COCO are small enough to be sent to
 every loader process.
 """
+import contextlib
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -24,7 +26,8 @@ def read_instances(json_path, images_dir):
     Raises:
       UserError: if a file is missing or damaged, or an entry makes no sense; names file and id.
     """
-    return CocoInstances(read_json(json_path), images_dir, str(json_path))
+    with _no_garbage_collection():
+        return CocoInstances(read_json(json_path), images_dir, str(json_path))
 
 
 class CocoInstances:
@@ -46,21 +49,22 @@ class CocoInstances:
 
     def __init__(self, content, images_dir, source):
         self._source, self._folder = source, Path(images_dir)
-        kinds = sorted(self._rows(content, "categories", ("id", "name")),
-                       key=lambda kind: kind["id"])
-        self.class_names = tuple(kind["name"] for kind in kinds)
-        self.category_ids = self._unique("category", [kind["id"] for kind in kinds])
-        pictures = self._rows(content, "images", ("id", "file_name", "height", "width"))
-        self._files = [picture["file_name"] for picture in pictures]
-        self._image_ids = self._unique("image", [picture["id"] for picture in pictures])
-        self._sizes = self._numbers("image", self._image_ids, [
-            (picture["height"], picture["width"]) for picture in pictures], np.int64, 2)
+        ids, names = self._columns(content, "categories", ("id", "name"))
+        ids = self._unique("category", ids)
+        order = np.argsort(ids)
+        self.category_ids = ids[order]
+        self.class_names = tuple(names[number] for number in order)
+        ids, self._files, heights, widths = self._columns(
+            content, "images", ("id", "file_name", "height", "width"))
+        self._image_ids = self._unique("image", ids)
+        self._sizes = self._numbers("image", ids, list(zip(heights, widths)), 2).astype(np.int64)
         for number in self._image_ids[(self._sizes < 1).any(axis=1)]:
             raise self._wrong("image", number, "is of no size; give its height and width")
         self._check_files()
-        rows = [] if "annotations" not in content else self._rows(
-            content, "annotations", ("id", "image_id", "category_id", "bbox"))
-        self._index(rows)
+        if "annotations" not in content:
+            content = {"annotations": []}
+        self._index(content["annotations"], *self._columns(
+            content, "annotations", ("id", "image_id", "category_id", "bbox")))
 
     def __len__(self):
         return len(self._files)
@@ -105,47 +109,46 @@ class CocoInstances:
         return [self._points[self._first_point[each]:self._first_point[each + 1]]
                 for each in polygons] or None
 
-    def _index(self, rows):
+    def _index(self, rows, ids, image_ids, category_ids, boxes):
         """Sorts the annotations by image and lays them out as arrays."""
-        ids = self._unique("annotation", [row["id"] for row in rows])
-        where = {number: index for index, number in enumerate(self._image_ids.tolist())}
-        kinds = {number: index for index, number in enumerate(self.category_ids.tolist())}
-        for row in rows:
-            if row["image_id"] not in where:
-                raise self._wrong("annotation", row["id"], f"belongs to image {row['image_id']!r}, "
-                                  "which the file does not list; remove one or add the other")
-            if row["category_id"] not in kinds:
-                raise self._wrong("annotation", row["id"],
-                                  f"is of category {row['category_id']!r}, which the file does not "
-                                  "list; mend the number or add the category")
-        owners = np.array([where[row["image_id"]] for row in rows], np.int64)
+        self._ids = self._unique("annotation", ids)
+        owners = self._places(ids, "image", image_ids, self._image_ids)
         order = np.argsort(owners, kind="stable")
-        rows = [rows[number] for number in order]
         self._first = np.searchsorted(owners[order], np.arange(len(self) + 1))
-        self._ids = ids[order]
-        self._classes = np.array([kinds[row["category_id"]] for row in rows], np.int64)
+        self._classes = self._places(ids, "category", category_ids, self.category_ids)[order]
+        self._boxes = self._numbers("annotation", ids, boxes, 4)[order]
+        areas = [row.get("area", row["bbox"][2] * row["bbox"][3]) for row in rows]
+        self._areas = self._numbers("annotation", ids, areas)[order]
+        self._ids, rows = self._ids[order], [rows[number] for number in order.tolist()]
         self._crowd = np.array([bool(row.get("iscrowd")) for row in rows], bool)
-        self._boxes = self._numbers("annotation", self._ids, [row["bbox"] for row in rows],
-                                    np.float64, 4)
-        areas = [row.get("area", box[2] * box[3]) for row, box in zip(rows, self._boxes.tolist())]
-        self._areas = self._numbers("annotation", self._ids, areas, np.float64)
         self._lay_out_segmentations([row.get("segmentation") for row in rows])
+
+    def _places(self, ids, what, numbers, known):
+        """Returns where in a table of known ids those lie that annotations name."""
+        where = {number: place for place, number in enumerate(known.tolist())}
+        try:
+            return np.array([where[number] for number in numbers], np.int64)
+        except (KeyError, TypeError):
+            owner, number = next((owner, number) for owner, number in zip(ids, numbers)
+                                 if type(number) is not int or number not in where)
+            raise self._wrong("annotation", owner, f"belongs to {what} {number!r}, which the file "
+                              "does not list; mend the number or remove the annotation") from None
 
     def _lay_out_segmentations(self, segmentations):
         self._run_lengths, polygons, counts = {}, [], []
         for row, segmentation in enumerate(segmentations):
             if isinstance(segmentation, dict):
                 self._run_lengths[row] = segmentation
-                segmentation = []
+                segmentation = ()
+            before = len(polygons)
             try:
-                usable = [polygon for polygon in segmentation or ()
-                          if len(polygon) >= 6 and len(polygon) % 2 == 0]
-            except TypeError as error:
+                polygons += [polygon for polygon in segmentation or ()
+                             if len(polygon) >= 6 and len(polygon) % 2 == 0]
+            except TypeError:
                 raise self._wrong("annotation", self._ids[row], "has a segmentation that is "
                                   "neither polygons nor run lengths; give [[x, y, ...], ...] or "
-                                  "{\"size\", \"counts\"}") from error
-            polygons.extend(usable)
-            counts.append(len(usable))
+                                  "{\"size\", \"counts\"}") from None
+            counts.append(len(polygons) - before)
         self._first_polygon = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._first_point = np.concatenate([[0], np.cumsum([len(each) for each in polygons],
                                                            dtype=np.int64)])
@@ -162,46 +165,45 @@ class CocoInstances:
             raise self._wrong("annotation", self._ids[row], "has a polygon with something that is "
                               "no finite number; mend it")
 
-    def _rows(self, content, table, fields):
-        """Returns one of the file's lists after a look at its entries."""
+    def _columns(self, content, table, fields):
+        """Returns a list for each field of one of the file's tables."""
         rows = content.get(table) if isinstance(content, dict) else None
         if not isinstance(rows, list):
             raise UserError(f"{self._source} is no annotation file of COCO's instances: it has no "
                             f"list of {table}; give an instances_*.json or an image_info_*.json")
-        for row in rows:
-            for field in fields:
-                if not isinstance(row, dict) or field not in row:
-                    raise UserError(f"{self._source} has an entry of {table} without {field!r} "
-                                    f"({str(row)[:60]}); every entry needs {', '.join(fields)}")
-        return rows
+        try:
+            return [[row[field] for row in rows] for field in fields]
+        except (KeyError, TypeError):
+            wrong = next(row for row in rows if not isinstance(row, dict)
+                         or not set(fields) <= set(row))
+            raise UserError(f"{self._source} has an entry of {table} that lacks some of "
+                            f"{', '.join(fields)}: {str(wrong)[:60]}; mend it") from None
 
     def _unique(self, what, numbers):
         """Returns ids as an array."""
-        strange = [number for number in numbers if type(number) is not int]
-        if strange:
-            raise self._wrong(what, strange[0], "has an id that is no whole number; number them")
-        ids, counts = np.unique(np.array(numbers, np.int64), return_counts=True)
-        if (counts > 1).any():
-            raise self._wrong(what, ids[counts > 1][0], "is listed more than once; give each "
-                              "entry an id of its own")
-        return np.array(numbers, np.int64)
+        if not set(map(type, numbers)) <= {int}:
+            strange = next(number for number in numbers if type(number) is not int)
+            raise self._wrong(what, strange, "has an id that is no whole number; number them")
+        ids = np.array(numbers, np.int64)
+        ordered = np.sort(ids)
+        for number in ordered[1:][ordered[1:] == ordered[:-1]].tolist():
+            raise self._wrong(what, number, "is listed more than once; give each entry an id of "
+                              "its own")
+        return ids
 
-    def _numbers(self, what, ids, rows, dtype, columns=None):
-        """Returns finite numbers as an array (len(ids),) or (len(ids), columns)."""
-        shape = (len(ids),) if columns is None else (len(ids), columns)
+    def _numbers(self, what, ids, rows, columns=None):
+        """Returns finite numbers as an array float64 (len(ids),) or (len(ids), columns)."""
         try:
-            numbers = np.array(rows, np.float64).reshape(shape)
-            if np.isfinite(numbers).all():
-                return numbers.astype(dtype)
+            numbers = np.array(rows, np.float64).reshape(
+                (len(ids),) if columns is None else (len(ids), columns))
+            finite = np.isfinite(numbers.reshape(len(ids), columns or 1))
+            wrong = np.flatnonzero(~finite.all(axis=1))
         except (TypeError, ValueError):
-            pass
-        for number, row in zip(ids, rows):
-            values = np.array(row, object).ravel()
-            if values.size != (columns or 1) or not all(
-                    isinstance(value, (int, float)) and np.isfinite(value) for value in values):
-                raise self._wrong(what, number, f"has {row!r} where {columns or 1} finite numbers "
-                                  "are expected; mend it")
-        raise AssertionError("unreachable: some row is wrong")
+            wrong = [place for place, row in enumerate(rows) if not _is_numbers(row, columns)]
+        if len(wrong):
+            raise self._wrong(what, ids[wrong[0]], f"has {rows[wrong[0]]!r} where {columns or 1} "
+                              "finite numbers are expected; mend it")
+        return numbers
 
     def _check_files(self):
         """Refuses a folder that lacks images of the file, without opening any."""
@@ -220,3 +222,22 @@ class CocoInstances:
 
     def _wrong(self, what, number, problem):
         return UserError(f"{self._source}: {what} {number!r} {problem}")
+
+
+@contextlib.contextmanager
+def _no_garbage_collection():
+    """Keeps Python from looking for cycles in millions of new lists again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _is_numbers(row, columns):
+    """Tells whether a row of a json file is one number, or so many."""
+    row = [row] if columns is None else row
+    return isinstance(row, (list, tuple)) and len(row) == (columns or 1) and all(
+        isinstance(value, (int, float)) for value in row)
