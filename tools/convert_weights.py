@@ -23,7 +23,6 @@ import os
 
 from gluon_resnest.errors import UserError, exit_on_user_error
 from gluon_resnest.interop import checkpoints, convert
-from gluon_resnest.models.detection.conventions import NAMES as CONVENTIONS
 from gluon_resnest.provenance import sha256
 
 CONTAINERS = {".params": "params", ".pth": "torch", ".pt": "torch", ".safetensors": "safetensors"}
@@ -47,7 +46,7 @@ def parse_args(argv=None):
                         help="take the moving average of the weights that the file holds")
     parser.add_argument("--backbone", action="store_true",
                         help="leave out classifier and heads")
-    parser.add_argument("--conventions", choices=CONVENTIONS,
+    parser.add_argument("--conventions", choices=convert.CONVENTIONS,
                         help="whose conventions a detector's .params file has that does not say it")
     parser.add_argument("--dry-run", action="store_true", help="report, but write nothing")
     return parser.parse_args(argv)

@@ -12,8 +12,11 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.interop import head_names, torch_names, whole_network
 from gluon_resnest.interop.weights import declaration, undeclared
 from gluon_resnest.models.detection import build as detection
+from gluon_resnest.models.detection.conventions import NAMES as CONVENTIONS
 from gluon_resnest.models.detection.conventions import Conventions
 from gluon_resnest.models.resnest import Architecture
+
+__all__ = ["CONVENTIONS", "Conversion", "from_gluon", "recognise", "to_gluon"]
 
 _SHOWN = 10
 
