@@ -80,6 +80,16 @@ def test_sequences_of_operations_are_pillows_in_every_box(data):
                                   np.asarray(slow)[top:bottom, left:right])
 
 
+@given(st.floats(-180, 180), st.integers(1, 60), st.integers(1, 60), st.data())
+def test_any_angle_in_any_box_is_pillows(angle, height, width, data):
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    image = picture(height, width)
+    expected = np.asarray(Image.fromarray(image).rotate(angle, fillcolor=FILL))
+    ours = OPERATIONS["Rotate"](View(image), angle, FILL)
+    np.testing.assert_array_equal(ours[top:top + 9, left:left + 9],
+                                  expected[top:top + 9, left:left + 9])
+
+
 @pytest.mark.parametrize("table", [[0, 0, 5], [255, 0, 9]])
 def test_histograms_follow_tables(table):
     image = picture(9, 11, high=3)
