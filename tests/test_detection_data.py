@@ -315,6 +315,14 @@ def test_evaluation_sees_each_image_once_unmirrored(size):
     assert sorted(seen) == [SHAPES.image_id(index) for index in range(11)] and len(steps) == 1
 
 
+def test_a_worker_without_images_gets_empty_batches():
+    dataset = DetectionDataset(SHAPES, EVAL, masks=False, skip_empty=False)
+    with loader(dataset, rank=12, size=13, train=False) as data:
+        batch, = data.epoch(0)
+    assert batch.images.shape == (0, 3, 16, 16) and batch.objects == []
+    assert batch.sizes.shape == batch.original.shape == (0, 2) and not len(batch.image_ids)
+
+
 def test_max_pixels_limits_the_longer_side():
     dataset = DetectionDataset(SHAPES, replace(TRAIN, short_px=(40,), max_px=200, crop=None))
     limit = 48 * 48                                        # 40 is padded to 48

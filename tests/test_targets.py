@@ -187,6 +187,26 @@ def test_mask_targets_equal_the_slow_twin():
     assert not found[2:].any()
 
 
+def test_masks_may_be_made_when_asked_for():
+    """Anything that is indexed like the array gives the same targets, whatever surrounds a RoI."""
+    class Lazy(list):
+        pass
+
+    masks = (np.random.uniform(size=(3, 60, 80)) > 0.5).astype(np.uint8)
+    corners = np.random.uniform(0, 40, size=(12, 2))
+    rois = np.concatenate([corners, corners + np.random.uniform(0.5, 39, size=(12, 2))],
+                          axis=1).astype(np.float32)
+    matched, valid = np.arange(12) % 3, np.ones(12, bool)
+    found = mask_targets(Lazy(masks), matched, rois, valid, 7)
+    np.testing.assert_array_equal(found, mask_targets(masks, matched, rois, valid, 7))
+    wide = np.pad(masks, ((0, 0), (0, 300), (0, 300)))
+    np.testing.assert_array_equal(found, mask_targets(wide, matched, rois, valid, 7))
+    for i in range(0, 12, 4):
+        exact = slow_mask_targets(masks[matched[i]], rois[i], 7)
+        clear = np.abs(exact - 0.5) > 1e-4
+        np.testing.assert_array_equal(found[i][clear], (exact >= 0.5)[clear])
+
+
 def test_a_mask_cut_out_at_its_own_box_is_full_but_for_its_corners():
     mask = np.zeros((1, 20, 20), np.uint8)
     mask[0, 4:12, 6:18] = 1

@@ -57,12 +57,13 @@ class DetectionDataset:
     Args:
       source: see `instances`.
       transform: `detection_transforms.TrainTransform` or `EvalTransform`.
-      masks: whether objects get masks.
+      masks: whether objects get masks; those without a segmentation are then left out.
       skip_empty: leaves out images without objects other than crowds, as Detectron2 does in
         training.
 
     Raises:
-      UserError: if no image is left; from an item, if its file or its masks are broken.
+      UserError: if no image is left, or no object has a mask though masks are wanted; from an
+        item, if its file or its masks are broken.
     """
 
     def __init__(self, source, transform, masks=True, skip_empty=True):
@@ -73,6 +74,8 @@ class DetectionDataset:
         if not len(self._images):
             raise UserError(f"none of the {len(source)} images has an object that can be learnt; "
                             "check the annotations")
+        if masks:
+            self._check_masks()
 
     def __len__(self):
         return len(self._images)
@@ -93,6 +96,17 @@ class DetectionDataset:
         number = self._images[index]
         return self.transform.move(*self.source.size(number),
                                    lambda: self.source.objects(number).boxes, rng)
+
+    def _check_masks(self):
+        objects = 0
+        for number in self._images:
+            segmentations = self.source.objects(number).segmentations
+            if any(each is not None for each in segmentations):
+                return
+            objects += len(segmentations)
+        if objects:
+            raise UserError(f"none of the {objects} objects has a segmentation, but masks are to "
+                            "be learnt; add them, or use a recipe without mask head")
 
     def transformed(self, transform):
         """Returns the same images with another transform."""
