@@ -30,9 +30,10 @@ INTERNAL = {
               "interop.evaluation_drawing"},
     "cli": {"config", "engine"},
     "benchmark": {"cli", "data", "engine", "interop", "recipes", "tasks", "zoo"},
+    "reproduction": {"config", "engine", "models", "recipes", "zoo"},
     "recipes": {"cli", "config", "tasks"},
     "tools": {"cli", "config", "tasks", "interop", "data", "zoo", "recipes", "engine.plan",
-              "engine.comm", "__init__", "metrics", "benchmark"},
+              "engine.comm", "__init__", "metrics", "benchmark", "reproduction"},
 }
 
 # Part -> the libraries it may import at module level.

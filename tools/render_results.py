@@ -1,16 +1,21 @@
-"""Renders the tables of recipes/README.md from the recipes themselves.
+"""Renders recipes/README.md from the recipes, and docs/reproduce.md from the results that are kept.
 
-    python tools/render_results.py            writes them
-    python tools/render_results.py --check    exits with 2 if the file is not up to date
+    python tools/render_results.py                  writes both
+    python tools/render_results.py runs/cifar10/*   keeps these finished runs first, in docs/results
+    python tools/render_results.py --check          exits with 2 if a file is not up to date
+
+Of a run, config.json, result.json and curves.png are kept, paths of this machine left out. It
+belongs to a row of a published table if it has the row's recipe, whatever the seed.
 """
 import argparse
 import importlib.util
 from pathlib import Path
 
 from gluon_resnest.errors import UserError, exit_on_user_error
+from gluon_resnest.reproduction import page, results
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "recipes" / "README.md"
+RESULTS = ROOT / "docs/results"
 
 HEAD = """# Recipes
 
@@ -125,14 +130,19 @@ def _page(name, title, columns):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="directory of a finished run")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    check = parser.parse_args().check
-    text = render()
-    if not check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:
-        raise UserError("recipes/README.md differs from the recipes; run "
-                        "`python tools/render_results.py`")
+    flags = parser.parse_args()
+    for run in flags.runs:
+        print(f"kept {results.keep(run, page.TABLES, RESULTS)}")
+    for name, text in (("recipes/README.md", render()),
+                       ("docs/reproduce.md", page.render(RESULTS))):
+        target = ROOT / name
+        if not flags.check:
+            target.write_text(text, encoding="utf-8")
+        elif not target.is_file() or target.read_text(encoding="utf-8") != text:
+            raise UserError(f"{name} is not what its sources give; run "
+                            "`python tools/render_results.py`")
 
 
 if __name__ == "__main__":

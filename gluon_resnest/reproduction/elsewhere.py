@@ -1,0 +1,112 @@
+"""Tables that are not in the paper: the authors' other pages, mmdetection's, the CIFAR-10 report.
+
+The report (ST5229 group project) prints latency and throughput of a T4; here the throughput is
+compared with that of its first row.
+"""
+from gluon_resnest.reproduction.rows import Table, printed, trained
+
+_IMAGENET = "--rec-train train.rec --rec-val val.rec"
+_COCO = "--root coco --backbone-weights runs/imagenet/{backbone}"
+_SEGMENTATION = "--root DATA --backbone-weights {backbone}.params"
+_SERVER = "COCO's server judges test-dev (docs/detection.md)"
+_CIFAR = "--data cifar10"
+
+
+def _backbones(values, file, family="", suffix=""):
+    """Returns rows of detectors; the second number, if any, is that of masks."""
+    return [trained(f"{family} {backbone}", f"{file}/{entry}{suffix}",
+                    **dict(zip(("ap", "mask_ap"), numbers)))
+            for backbone, entry, *numbers in values]
+
+
+def _report(values):
+    return tuple(trained(name, f"cifar10/{entry}", top1=top1,
+                         parameters=parameters, images_per_second=speed)
+                 for name, entry, parameters, speed, top1 in values)
+
+
+TABLES = (
+    Table("ablation", "ablation.md: radix, cardinality, width of ResNeSt-50-fast",
+          "zhanghang1989/ResNeSt, ablation.md (Gluon column)", tuple(
+              trained(name, f"imagenet/resnest50_fast_{name}", top1=top1)
+              for name, top1 in [
+                  ("1s1x64d", 80.35), ("2s1x64d", 80.65), ("4s1x64d", 80.90), ("1s2x40d", 80.72),
+                  ("2s2x40d", 80.84), ("4s2x40d", 81.17), ("1s4x24d", 80.97)]),
+          data=_IMAGENET),
+
+    Table("zoo", "The released weights, trained again", "GluonCV's and the authors' model zoo", (
+        *(trained(name, f"imagenet/{name}", remark, top1=top1) for name, top1, remark in [
+            ("resnest14", 75.75, ""), ("resnest26", 78.68, ""), ("resnest50", 81.04, ""),
+            ("resnest101", 82.83, ""), ("resnest200", 83.88, "83.86 in GluonCV's"),
+            ("resnest269", 84.53, "")]),
+        *(trained(f"faster {name}", f"faster_rcnn/{name}@gluoncv", ap=ap)
+          for name, ap in [("resnest50", 42.7), ("resnest101", 44.9), ("resnest269", 46.5)]),
+        *(trained(f"deeplab {name}", f"deeplabv3/{name}_ade", miou=miou, pixacc=pixacc)
+          for name, pixacc, miou in [("resnest200", 82.45, 48.36), ("resnest269", 82.62, 47.60)]),
+        trained("faster resnest50_dcn", "faster_rcnn/resnest50_dcn",
+                "printed in the authors' d2/README", ap=44.11),
+    ), data=f"{_IMAGENET}; {_COCO}; {_SEGMENTATION}"),
+
+    Table("mmdetection", "mmdetection's page of ResNeSt",
+          "open-mmlab/mmdetection, configs/resnest", (
+              *_backbones([("resnest50", "resnest50", 42.0), ("resnest101", "resnest101", 44.5)],
+                          "faster_rcnn", "faster", "@mmdetection"),
+              *_backbones([("resnest50", "resnest50", 42.6, 38.1),
+                           ("resnest101", "resnest101", 45.2, 40.2)],
+                          "mask_rcnn", "mask", "@mmdetection"),
+              *_backbones([("resnest50", "resnest50", 44.5), ("resnest101", "resnest101", 46.8)],
+                          "cascade_rcnn", "cascade", "@mmdetection"),
+              *_backbones([("resnest50", "mask_resnest50", 45.4, 39.5),
+                           ("resnest101", "mask_resnest101", 47.7, 41.4)],
+                          "cascade_rcnn", "cascade mask", "@mmdetection"),
+          ), data=_COCO),
+
+    Table("slides", "The authors' slides: best results", "slides of the authors, 2020", (
+        trained("cascade mask resnest200", "cascade_rcnn/mask_resnest200_dcn@test-dev", _SERVER,
+                server=True, ap=53.30, mask_ap=47.10),
+        trained("cascade mask resnest200 val", "cascade_rcnn/mask_resnest200_dcn@tricks",
+                "not in the slides: the same training on val2017 in one scale, d2/README",
+                ap=50.91, mask_ap=44.50),
+        trained("cascade mask resnest200 val no dcn", "cascade_rcnn/mask_resnest200@tricks",
+                "not in the slides: d2/README", ap=50.54, mask_ap=44.21),
+        printed("panoptic resnest200", "panoptic segmentation is not part of this version",
+                pq=47.90),
+        trained("ade20k resnest200", "deeplabv3/resnest200_ade", miou=48.36),
+        trained("cityscapes resnest200", "deeplabv3/deeplabplus_resnest200_citys",
+                "DeepLabV3+ in the authors' README", miou=82.7),
+        trained("pascal context resnest269", "deeplabv3/resnest269_pcontext",
+                "58.92 in the authors' README, rounded in the slides", miou=58.9),
+        printed("lvis", "named there as COCO + LVIS challenge of ECCV 2020, without a number"),
+    ), data=f"{_COCO}; {_SEGMENTATION}"),
+
+    Table("cifar1", "CIFAR-10 report, Table I: 14 layers", "report, Table I", _report([
+        ("resnet14_0s1x64d", "resnet14_0s1x64d", 8.03, 8177, 58.08),
+        ("resnet14_1s1x64d", "resnet14_1s1x64d", 8.21, 7624, 58.68),
+        ("resnest14_0s1x64d", "resnest14_0s1x64d", 8.06, 5826, 62.96),
+        ("resnest14_1s1x64d", "resnest14_1s1x64d", 8.23, 7797, 61.21),
+        ("resnest14_1s1x40d", "resnest14_1s1x40d", 5.44, 6967, 61.22),
+        ("resnest14_1s2x64d", "resnest14_1s2x64d", 13.63, 7646, 62.95),
+        ("resnest14_2s1x64d", "resnest14_2s1x64d", 8.58, 6471, 62.64),
+    ]), data=_CIFAR, costs=True),
+
+    Table("cifar2", "CIFAR-10 report, Table II: other networks", "report, Table II", (
+        *_report([
+            ("resnest14", "resnest14", 8.58, 5530, 61.68),
+            ("resnest32", "resnest32", 16.56, 5678, 59.04),
+            ("resnest50", "resnest50", 25.45, 5277, 59.45),
+            ("resnest101", "resnest101", 46.14, 3745, 58.18),
+            ("resnet18", "resnet18", 11.18, 8016, 58.55),
+            ("efficientnet_b0", "efficientnet_b0", 4.02, 6668, 50.72),
+            ("efficientnet_b1", "efficientnet_b1", 6.53, 5908, 46.57),
+            ("efficientnet_b2", "efficientnet_b2", 7.72, 5871, 43.23),
+            ("efficientnet_b3", "efficientnet_b3", 10.71, 4584, 41.80)]),
+        trained("resnest14@stronger", "cifar10/resnest14@stronger",
+                "not in the report: an aim of this project", top1=90.0),
+    ), data=_CIFAR, costs=True),
+
+    Table("hotdog", "CIFAR-10 report, section IV.C: fine-tuning on hot dogs",
+          "report, section IV.C", (
+              trained("resnest50", "finetune/resnest50@report", "from ImageNet weights", top1=95.0),
+              trained("resnet50", "finetune/resnet50@report", "from ImageNet weights", top1=90.7),
+          ), data="--data hotdog --weights FILE"),
+)

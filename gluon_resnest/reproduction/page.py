@@ -1,0 +1,153 @@
+"""Renders docs/reproduce.md from the tables and the kept results."""
+from pathlib import Path
+
+from gluon_resnest.reproduction import elsewhere, paper
+from gluon_resnest.reproduction.cost import gpu_hours
+from gluon_resnest.reproduction.results import judge, outcome, read_runs, runs_of
+from gluon_resnest.reproduction.rows import TITLES, recipe_of
+
+TABLES = (*paper.TABLES, *elsewhere.TABLES)
+
+HEAD = """# Reproducing the tables
+
+Rendered by `python tools/render_results.py` from the tables in `gluon_resnest/reproduction/` and
+the results kept in `docs/results/`; a test compares. **Expected numbers are published ones**,
+measured ones are those of kept runs.
+
+```
+python tools/reproduce.py --list                    the tables below, by name
+python tools/reproduce.py table3 --only resnest50 --dry-run -- --rec-train train.rec \\
+    --rec-val val.rec
+python tools/reproduce.py table3 -np 8 -- --device gpu --rec-train train.rec --rec-val val.rec
+python tools/reproduce.py cifar1 --seeds 0,1,2 -- --data cifar10
+python tools/render_results.py runs/cifar10/*       keeps finished runs, renders this page
+```
+
+What follows `--` goes to every recipe; `{backbone}` in it becomes the row's own. A row that is
+finished is skipped, an interrupted one goes on, and the rows of all tables that train alike share
+a run.
+
+**Command**: what a row runs, with `python` before it, data and `--workdir` behind it.
+**GPU hours**: of one V100, by the model of [`--plan`](plan.md) with the speeds stated in
+`gluon_resnest/reproduction/cost.py`: a classifier in proportion to ResNeSt-50's 258 images/s, a
+detector to GluonCV's 3.5 images/s; evaluation and loading are left out, so expect more.
+**Verdict**: the mean over seeds may fall short of the first number by the tolerance, in points.
+Behind measured numbers are the seeds of the runs; with several, ± is the standard deviation of one.
+"""
+
+
+def render(results_root, tables=TABLES):
+    """Returns the text of the page.
+
+    Args:
+      results_root: folder of kept results; tables: of Table.
+    """
+    runs = read_runs(results_root)
+    lines = ["| name | table | rows | with a recipe | with results |", "|---|---|---|---|---|"]
+    for table in tables:
+        counts = [len(table.rows), sum(recipe_of(row) is not None for row in table.rows),
+                  sum(bool(runs_of(row, runs)) for row in table.rows)]
+        lines.append(f"| [{table.name}](#{_anchor(table.title)}) | {table.title} | "
+                     + " | ".join(map(str, counts)) + " |")
+    return "\n".join([HEAD, *lines]) + "\n" + "".join(
+        f"\n## {table.title}\n\n{_table(table, runs, Path(results_root))}" for table in tables)
+
+
+def _table(table, runs, root):
+    lines = [f"Source: {table.source}." + (f" Data: `{table.data}`." if table.data else ""), "",
+             "| row | command | expected | tolerance | measured | verdict | remark |",
+             "|---|---|---|---|---|---|---|"]
+    for row in table.rows:
+        mine = runs_of(row, runs)
+        recipe = recipe_of(row)
+        cells = [row.name, f"`{command(row)}`" if command(row) else "",
+                 _expected(row), f"{recipe.tolerance:g}" if recipe and not row.server else "",
+                 _measured(row, mine, recipe, root), judge(row, mine) or "", row.remark]
+        lines.append("| " + " | ".join(cells) + " |")
+    text = "\n".join(lines) + "\n"
+    return text + (_costs(table, runs) if table.costs else "")
+
+
+def command(row):
+    """Returns what a row runs, without data and work directory; "" if nothing."""
+    if row.benchmark:
+        return f"tools/benchmark.py {row.benchmark}"
+    if not row.recipe:
+        return ""
+    words = [f"recipes/{row.recipe}.py --model {row.model}"]
+    words += [f"--{name.replace('_', '-')} {word}"
+              for name, word in (*row.changes, *row.evaluation)]
+    return " ".join([*words, *(["--eval-only"] if row.evaluation or row.server else [])])
+
+
+def number(metric, value):
+    """Returns a number of a metric as people write it."""
+    return f"{value:.1f}" if metric == "images_per_second" else f"{value:.2f}"
+
+
+def _expected(row):
+    return ", ".join(f"{TITLES[metric]} {number(metric, value)}" for metric, value in row.expected
+                     if not (row.recipe and metric in ("parameters", "images_per_second")))
+
+
+def _measured(row, runs, recipe, root):
+    if row.benchmark:
+        return "not run: needs a V100"
+    if row.recipe is None:
+        return "printed only"
+    if recipe is None:
+        return "no recipe yet"
+    if runs:
+        return describe(row, runs) + "".join(
+            f" [{run.seed}]({_link(run, root)})" for run in runs)
+    if row.evaluation:
+        return f"not run: needs the training of `{row.directory}`"
+    hours = gpu_hours(recipe)
+    return "not run" + (f": needs {_hours(hours)} GPU hours" if hours else "")
+
+
+def describe(row, runs):
+    """Returns what the runs of a row measured, with the spread over seeds."""
+    words = []
+    for metric, _ in row.expected:
+        found = outcome(runs, metric)
+        if found and metric not in ("parameters", "images_per_second"):
+            spread = f" ± {number(metric, found.spread)}" if found.runs > 1 else ""
+            words.append(f"{TITLES[metric]} {number(metric, found.mean)}{spread}")
+    return ", ".join(words) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
+
+
+def _costs(table, runs):
+    """Returns the table of parameters and of speed relative to the first row."""
+    lines = ["", "Parameters, and speed relative to the first row: printed, of a T4; ours, in "
+             "training.", "",
+             "| row | M parameters printed | ours | images/s printed | ratio there | here |",
+             "|---|---|---|---|---|---|"]
+    first = table.rows[0]
+    first_speed = outcome(runs_of(first, runs), "images_per_second")
+    for row in table.rows:
+        told = dict(row.expected)
+        if "parameters" not in told:
+            continue
+        mine = runs_of(row, runs)
+        size, speed = outcome(mine, "parameters"), outcome(mine, "images_per_second")
+        ratio = told["images_per_second"] / dict(first.expected)["images_per_second"]
+        lines.append("| " + " | ".join([
+            row.name, f"{told['parameters']:.2f}", f"{size.mean / 1e6:.2f}" if size else "",
+            f"{told['images_per_second']:g}", f"{ratio:.2f}",
+            f"{speed.mean / first_speed.mean:.2f}" if speed and first_speed else ""]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _hours(hours):
+    return f"{hours:.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 0.1 else "less than 0.1"
+
+
+def _link(run, root):
+    return (Path(root.name) / run.directory.relative_to(root) / "result.json").as_posix()
+
+
+def _anchor(title):
+    """Returns the anchor that GitHub gives a heading."""
+    kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
+    return kept.replace(" ", "-")

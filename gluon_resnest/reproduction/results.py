@@ -1,0 +1,151 @@
+"""Finished runs, the rows they belong to, and what several seeds of a row say.
+
+A run belongs to a row if its config.json holds the recipe that the row asks for, whatever the seed
+and the name of the entry, and if it was trained on real data.
+"""
+import json
+import re
+import shutil
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from gluon_resnest.engine.report import CURVES, RESULT, verdict
+from gluon_resnest.errors import UserError
+from gluon_resnest.reproduction.rows import essence, recipe_of
+
+CONFIG = "config.json"
+_PATH = re.compile(r"(?:\w+:)?[^\s\"]*/")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it lies, and the content of config.json and result.json."""
+
+    directory: Path
+    config: dict
+    result: dict
+
+    @property
+    def seed(self):
+        """The seed of the run."""
+        return self.config["recipe"]["seed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the runs of a row say about one metric.
+
+    Attributes:
+      mean: over the runs; spread: standard deviation of a run, None of a single one.
+      runs: how many.
+    """
+
+    mean: float
+    spread: float
+    runs: int
+
+
+def read_run(directory):
+    """Returns the `Run` of a run directory.
+
+    Raises:
+      UserError: if it is not that of a finished run.
+    """
+    directory = Path(directory)
+    try:
+        config, result = (json.loads((directory / name).read_text()) for name in (CONFIG, RESULT))
+        config["kind"], config["recipe"]["seed"], config["data"], result["measured"]
+    except OSError as error:
+        raise UserError(f"{directory} is not the directory of a finished run: "
+                        f"{Path(error.filename).name}: {error.strerror}; finish the run, or leave "
+                        "it out") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory} has a {CONFIG} or {RESULT} of another program "
+                        f"({error}); leave it out") from error
+    return Run(directory, config, result)
+
+
+def read_runs(root):
+    """Returns the `Run` of every result.json below a folder, in the order of their paths."""
+    return [read_run(path.parent) for path in sorted(Path(root).rglob(RESULT))]
+
+
+def differences(run, row):
+    """Returns the names of what makes a run another experiment than a row asks for.
+
+    Returns:
+      [] if it belongs to the row; ["recipe"] if the row has none.
+    """
+    recipe = recipe_of(row)
+    if recipe is None or run.config["kind"] != type(recipe).__name__:
+        return ["recipe"]
+    wanted = essence(recipe.to_json())
+    # A field that was added since that run began had its default value there.
+    defaults = essence({name: field.default
+                        for name, field in type(recipe).__dataclass_fields__.items()})
+    has = {**defaults, **essence(run.config["recipe"])}
+    names = [name for name in {**wanted, **has} if wanted.get(name) != has.get(name)]
+    return names + (["data"] if run.config["data"].get("data") == "synthetic" else [])
+
+
+def runs_of(row, runs):
+    """Returns those of the runs that belong to a row, one for each seed, the first found."""
+    found = {}
+    for run in runs:
+        if row.recipe and not row.server and not differences(run, row):
+            found.setdefault(run.seed, run)
+    return [found[seed] for seed in sorted(found)]
+
+
+def outcome(runs, metric):
+    """Returns the `Outcome` of a metric, or None if a run has no such number."""
+    values = [run.result["measured"].get(metric, run.result.get(metric)) for run in runs]
+    if not values or any(value is None for value in values):
+        return None
+    return Outcome(statistics.fmean(values),
+                   statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def judge(row, runs):
+    """Returns "reached", "missed" or "no target" of the first metric, or None without runs."""
+    if not runs or not row.expected:
+        return None
+    metric, expected = row.expected[0]
+    measured = outcome(runs, metric)
+    return measured and verdict(measured.mean, expected, recipe_of(row).tolerance)
+
+
+def keep(directory, tables, root):
+    """Copies what a page needs of a finished run: result, settings, curves; no path of a machine.
+
+    Args:
+      directory: run directory; tables: of Table; root: folder of kept results.
+
+    Returns:
+      The folder of the copy.
+
+    Raises:
+      UserError: if the run belongs to no row.
+    """
+    run = read_run(directory)
+    rows = [row for table in tables for row in table.rows if row.recipe and not row.server]
+    mine = [row for row in rows if not differences(run, row)]
+    if not mine:
+        near = min(rows, key=lambda row: (differences(run, row) == ["recipe"],
+                                          len(differences(run, row))))
+        raise UserError(f"{directory} belongs to no row of a table: {near.recipe}/{near.model} has "
+                        f"another {', '.join(differences(run, near))}; leave it out, or add a row")
+    near = next((row for row in mine if row.model == run.config.get("model")), mine[0])
+    own_seed = recipe_of(near).seed
+    target = Path(root) / (near.evaluated_directory + (
+        f"-seed{run.seed}" if run.seed != own_seed else ""))
+    target.mkdir(parents=True, exist_ok=True)
+    config = {**run.config, "data": {
+        name: _PATH.sub("", value) if isinstance(value, str) else value
+        for name, value in run.config["data"].items()}}
+    for name, content in ((CONFIG, config), (RESULT, run.result)):
+        (target / name).write_text(json.dumps(content, indent=1) + "\n")
+    if (run.directory / CURVES).is_file():
+        shutil.copyfile(run.directory / CURVES, target / CURVES)
+    return target
