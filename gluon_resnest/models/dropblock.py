@@ -44,9 +44,9 @@ class DropBlock(nn.HybridBlock):
     def hybrid_forward(self, F, x):
         if self._p == 0:
             return x
-        like = F.BlockGrad(x)  # before anything else, so that nothing below has a backward pass
-        if not self._per_sample:
-            like = _first(F, like, axes=(0,))
+        # Into the plain layout once: each reader of a oneDNN layout would convert it for itself.
+        x = F.reshape(x, shape=(0, 0, 0, 0))
+        like = F.BlockGrad(x if self._per_sample else _first(F, x, axes=(0,)))
         like = F.cast(like, dtype="float32")  # float16 cannot count the elements of a map
         kept = self._kept(F, like)
         share = F.mean(F.contrib.AdaptiveAvgPooling2D(kept, output_size=1), axis=(0, 1),
@@ -54,7 +54,7 @@ class DropBlock(nn.HybridBlock):
         scaled = F.cast(F.broadcast_div(kept, F.maximum(share, 1e-6)), dtype=self._dtype)
         if not self._per_sample:
             # One copy for each sample: a broadcast product has a backward ten times as dear.
-            samples = F.reshape(_first(F, F.BlockGrad(x), axes=(1, 2, 3)), shape=(-1,))
+            samples = F.reshape(F.BlockGrad(_first(F, x, axes=(1, 2, 3))), shape=(-1,))
             scaled = F.take(scaled, F.zeros_like(samples), axis=0)
         return x * scaled
 
