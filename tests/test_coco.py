@@ -126,6 +126,9 @@ def test_polygons_of_fewer_than_three_points_are_no_mask(write):
     ({"annotations": [annotation(segmentation=[[1, 2, 3, 4, 5, float("inf")]])]},
      "annotation 1 has a polygon with something that is no finite number"),
     ({"annotations": [{"id": 1}]}, "an entry of annotations that lacks some of id, image_id"),
+    ({"images": [{"id": 4, "file_name": 5, "height": 2, "width": 3}]},
+     "image 4 has 5 where a name is expected"),
+    ({"categories": [{"id": 4, "name": None}]}, "category 4 has None where a name is expected"),
     ({"annotations": [3]}, "an entry of annotations that lacks some of"),
     ({"annotations": [annotation(image_id=[7])]}, r"belongs to image \[7\], which"),
     ({"annotations": [annotation(bbox="1234")]}, "annotation 1 has '1234' where 4 finite"),
@@ -140,6 +143,13 @@ def test_polygons_of_fewer_than_three_points_are_no_mask(write):
 def test_entries_that_make_no_sense_are_refused(write, changes, message):
     with pytest.raises(UserError, match=message):
         read(write(content(**changes)))
+
+
+def test_numbers_written_as_text_are_read(write):
+    text = annotation(bbox=["2", "2", "10", "10"])
+    del text["area"]
+    objects = read(write(content(annotations=[text]))).objects(0)
+    assert objects.boxes.tolist() == [[2, 2, 12, 12]] and objects.areas.tolist() == [100]
 
 
 def test_a_truncated_file_is_refused(write):

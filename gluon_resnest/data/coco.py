@@ -31,8 +31,9 @@ def read_instances(json_path, images_dir):
 
 
 class CocoInstances:
-    """A source of images with objects, see `instances`; polygons of fewer than 3 points are left
-    out.
+    """A source of images with objects, see `instances`.
+
+    Polygons of fewer than three points are left out.
 
     Args:
       content: of the json file.
@@ -53,9 +54,11 @@ class CocoInstances:
         ids = self._unique("category", ids)
         order = np.argsort(ids)
         self.category_ids = ids[order]
+        names = self._texts("category", ids, names)
         self.class_names = tuple(names[number] for number in order)
-        ids, self._files, heights, widths = self._columns(
+        ids, files, heights, widths = self._columns(
             content, "images", ("id", "file_name", "height", "width"))
+        self._files = self._texts("image", ids, files)
         self._image_ids = self._unique("image", ids)
         self._sizes = self._numbers("image", ids, list(zip(heights, widths)), 2).astype(np.int64)
         for number in self._image_ids[(self._sizes < 1).any(axis=1)]:
@@ -116,8 +119,10 @@ class CocoInstances:
         order = np.argsort(owners, kind="stable")
         self._first = np.searchsorted(owners[order], np.arange(len(self) + 1))
         self._classes = self._places(ids, "category", category_ids, self.category_ids)[order]
-        self._boxes = self._numbers("annotation", ids, boxes, 4)[order]
-        areas = [row.get("area", row["bbox"][2] * row["bbox"][3]) for row in rows]
+        boxes = self._numbers("annotation", ids, boxes, 4)
+        self._boxes = boxes[order]
+        areas = [row.get("area", area)
+                 for row, area in zip(rows, (boxes[:, 2] * boxes[:, 3]).tolist())]
         self._areas = self._numbers("annotation", ids, areas)[order]
         self._ids, rows = self._ids[order], [rows[number] for number in order.tolist()]
         self._crowd = np.array([bool(row.get("iscrowd")) for row in rows], bool)
@@ -190,6 +195,13 @@ class CocoInstances:
             raise self._wrong(what, number, "is listed more than once; give each entry an id of "
                               "its own")
         return ids
+
+    def _texts(self, what, ids, names):
+        """Returns a list of str."""
+        for number, name in zip(ids, names):
+            if not isinstance(name, str):
+                raise self._wrong(what, number, f"has {name!r} where a name is expected; mend it")
+        return names
 
     def _numbers(self, what, ids, rows, columns=None):
         """Returns finite numbers as an array float64 (len(ids),) or (len(ids), columns)."""
