@@ -18,7 +18,7 @@ from gluon_resnest.tasks.finetuning import NETWORKS, FineTuning
 
 # Chosen by this project for some hundred pictures (decision 0131).
 OURS = ClassificationRecipe(
-    network="resnest50", source="this project", classes=2, epochs=30, batch=32, lr=0.01,
+    network="resnest50", source="this project", classes=2, epochs=30, batch=32, lr=0.002,
     lr_factors="fc=10", warmup_epochs=1.0, optimizer="nag", momentum=0.9, wd=1e-4,
     last_gamma=False, dropblock=0.0, final_drop=0.2, label_smoothing=0.1, mixup_alpha=0.0,
     class_weights="balanced", auto_augment="none", crop_scale=0.35, jitter=0.4, lighting=0.1,

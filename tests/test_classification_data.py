@@ -47,6 +47,18 @@ def records(rec, *content):
     return rec
 
 
+def test_labels_are_those_of_the_samples(tmp_path):
+    folder = FolderDataset(tree(tmp_path / "all", {"a": ["0.png"], "b": ["1.png", "2.png"]}),
+                           to_chw)
+    rec = RecordDataset(records(tmp_path / "some.rec", (1, encoded(smooth())),
+                                (0, encoded(smooth()))), to_chw)
+    for dataset, expected in ((folder, [0, 1, 1]), (rec, [1, 0]),
+                              (SyntheticClassification(5, 8, 3), [0, 1, 2, 0, 1])):
+        assert dataset.labels.tolist() == expected
+        assert [int(dataset[index, random_for(0, 0, index)][1])
+                for index in range(len(dataset))] == expected
+
+
 def test_lossless_images_decode_to_themselves():
     image = np.random.RandomState(0).randint(0, 256, (6, 4, 3)).astype(np.uint8)
     np.testing.assert_array_equal(images.decode(encoded(image)), image)

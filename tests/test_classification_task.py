@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from horovod_job import launch
 from mxnet import nd
+from PIL import Image
 
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data import mixing
@@ -168,6 +169,20 @@ def test_evaluation_alone_suits_any_number_of_workers():
     recipe = dataclasses.replace(RECIPE, teacher="resnest_tiny")
     task = make_task(recipe, Three(), eval_only=True, synthetic_steps=6)
     assert recipe.batch % 3 and task.evaluate()["images"] == 3
+
+
+def test_held_out_images_are_evaluated_and_never_trained_on(tmp_path):
+    for label in range(5):
+        (tmp_path / str(label)).mkdir()
+        for number in range(4):
+            Image.new("RGB", (40, 36), (50 * label, 9 * number, 0)).save(
+                tmp_path / f"{label}/{number}.png")
+    recipe = dataclasses.replace(RECIPE, hold_out=5)
+    task = make_task(recipe, data="real", rec_train=str(tmp_path))
+    train, held = (({loader.dataset.name(index) for index in range(len(loader.dataset))})
+                   for loader in (task._train, task._val))
+    assert len(held) == 5 and len(train) == 15 and not train & held
+    assert task.evaluate()["images"] == 5
 
 
 def test_lost_images_are_an_error_with_both_numbers():

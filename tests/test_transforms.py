@@ -312,6 +312,7 @@ TRAINING = [
     {}, {"crop": "efficientnet"}, {"interpolation": "bicubic"}, {"flip": False},
     {"auto_augment": "authors"}, {"auto_augment": "paper"}, {"auto_augment": "randaugment"},
     {"erase_prob": 1.0, "erase_fill": "pixel"}, {"jitter": 0, "lighting": 0, "scale": 0.5},
+    {"crop": "pad"}, {"crop": "whole"},
 ]
 
 
@@ -371,6 +372,33 @@ def test_large_training_crops_are_efficientnets_and_bicubic():
                                                    interpolation="bicubic", scale=0.1)
     assert train_transform(319) == train_transform(319, crop="gluon",
                                                    interpolation="bilinear", scale=0.08)
+
+
+PLAIN = {"flip": False, "jitter": 0, "lighting": 0}
+
+
+def test_the_whole_image_is_what_is_evaluated():
+    image = picture(24, 24)
+    whole = train_transform(24, crop="whole", **PLAIN)(image, generator())
+    np.testing.assert_array_equal(whole, eval_transform(24, "whole")(image))
+    np.testing.assert_array_equal(pixels(24, "whole", image), image)
+
+
+def test_a_padded_crop_is_the_image_shifted():
+    image = picture(16, 16)
+    transform, seen = train_transform(16, crop="pad", **PLAIN), set()
+    black = eval_transform(16, "whole")(np.zeros_like(image))
+    whole = eval_transform(16, "whole")(image)
+    for seed in range(60):
+        down, right = generator(seed).integers(0, 5, size=2) - 2
+        expected = black.copy()
+        for row in range(16):
+            for column in range(16):
+                if 0 <= row + down < 16 and 0 <= column + right < 16:
+                    expected[:, row, column] = whole[:, row + down, column + right]
+        np.testing.assert_allclose(transform(image, generator(seed)), expected, atol=1e-6)
+        seen.add((down, right))
+    assert {shift[0] for shift in seen} == {shift[1] for shift in seen} == {-2, -1, 0, 1, 2}
 
 
 # --- mistakes --------------------------------------------------------------------------------
