@@ -8,6 +8,7 @@ from gluon_resnest.data.instances import ground_truth
 from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.picking import pick_clear
 from gluon_resnest.data.shapes import KINDS, ShapeInstances
+from gluon_resnest.data.synthetic import SyntheticDetection
 from gluon_resnest.data.voc import CLASSES, read_voc
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection.conventions import conventions as conventions_of
@@ -87,11 +88,7 @@ class DetectionData:
     def _opened(self, split):
         recipe, run = self._recipe, self._run
         if run.data == "synthetic":
-            images, side = recipe.batch * run.synthetic_steps, max(recipe.short_sides)
-            return ShapeInstances(
-                images if split == "train" else max(1, min(HELD_OUT, images // 2)),
-                (side, min(side * 5 // 4, recipe.max_px)), min(recipe.classes, len(KINDS)),
-                seed=recipe.seed, split="train" if split == "train" else "held-out")
+            return self._generated(split)
         split = "train" if recipe.pick else split
         if run.root and (Path(run.root) / "ImageSets").is_dir():
             source = self._voc(split)
@@ -105,6 +102,19 @@ class DetectionData:
             return source
         return pick_clear(source, recipe.pick,
                           EvalTransform(recipe.eval_px, recipe.max_px, **self._pixels))
+
+    def _generated(self, split):
+        """Returns drawn shapes, or coloured rectangles where there are more classes than shapes."""
+        recipe, side = self._recipe, max(self._recipe.short_sides)
+        images, size = (recipe.batch * self._run.synthetic_steps,
+                        (side, min(side * 5 // 4, recipe.max_px)))
+        if split == "val":
+            images = max(1, min(HELD_OUT, images // 2))
+        if recipe.classes > len(KINDS):
+            return SyntheticDetection(images, size, recipe.classes,
+                                      seed=recipe.seed + (split == "val"))
+        return ShapeInstances(images, size, recipe.classes, seed=recipe.seed,
+                              split="train" if split == "train" else "held-out")
 
     def _voc(self, split):
         """Opens a folder in VOC's layout; classes.txt there names other classes than VOC's."""
