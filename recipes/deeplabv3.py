@@ -41,13 +41,14 @@ PASCAL_CONTEXT = replace(
 # a handful of images learned by heart (docs/segmentation.md).
 SHAPES = SegmentationRecipe(
     network="deeplabplus_resnest_tiny", source="this project, for trials", dataset="folder",
-    classes=6, head_channels=64, head_dropout=False, epochs=12, batch=16, optimizer="adam",
-    lr=0.004, head_lr_factor=1.0, warmup_epochs=0.5, base_px=120, crop_px=96, scale_low=0.75,
+    classes=6, head_channels=64, head_dropout=False, epochs=26, batch=32, optimizer="adam",
+    lr=0.006, head_lr_factor=1.0, warmup_epochs=0.5, base_px=120, crop_px=96, scale_low=0.75,
     scale_high=1.25, blur=0.0, eval_scales="1", eval_flip=False, eval_rule="softmax",
-    eval_every=3)
-BY_HEART = replace(SHAPES, dataset="ade20k", classes=150, epochs=1200, batch=4, lr=0.003,
-                   warmup_epochs=20.0, base_px=1040, crop_px=256, scale_low=1.0, scale_high=1.0,
-                   flip=False, eval_every=300)
+    eval_every=2)
+# Whole images, always the same batch: its statistics are those of the evaluation.
+BY_HEART = replace(SHAPES, dataset="ade20k", classes=150, head_channels=32, epochs=500, batch=3,
+                   warmup_epochs=20.0, base_px=520, crop_px=520, scale_low=1.0, scale_high=1.0,
+                   flip=False, eval_every=100)
 
 RECIPES = {
     "resnest50_ade": ADE,
@@ -95,8 +96,8 @@ RECIPES = {
 
     "shapes": SHAPES,
     "ade20k_sample": BY_HEART,
-    "cityscapes_sample": replace(BY_HEART, dataset="cityscapes", classes=19, epochs=1000,
-                                 base_px=1024),
+    "cityscapes_sample": replace(BY_HEART, dataset="cityscapes", classes=19, batch=1,
+                                 base_px=1024, crop_px=1024),
 }
 
 if __name__ == "__main__":
