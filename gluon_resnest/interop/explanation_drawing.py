@@ -31,7 +31,7 @@ def draw_explained(path, net, card, files):
         powers = np.exp(found.logits[0] - found.logits[0].max())
         name = card.class_names[best] if card.class_names else f"class {best}"
         colours = prepared.transpose(1, 2, 0) * np.array(card.std) + np.array(card.mean)
-        rows.append((f"{file.name}: {name} {100 * powers[best] / powers.sum():.1f} %",
+        rows.append((f"{file.name[-24:]}\n{name} {100 * powers[best] / powers.sum():.1f} %",
                      (255 * colours).round().clip(0, 255).astype("uint8"),
                      found.activation[0, best],
                      {block: weights[0] for block, weights in found.attention.items()}))
