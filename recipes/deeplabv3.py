@@ -96,8 +96,8 @@ RECIPES = {
 
     "shapes": SHAPES,
     "ade20k_sample": BY_HEART,
-    "cityscapes_sample": replace(BY_HEART, dataset="cityscapes", classes=19, batch=1,
-                                 base_px=1024, crop_px=1024),
+    "cityscapes_sample": replace(BY_HEART, dataset="cityscapes", classes=19, batch=1, epochs=400,
+                                 base_px=768, crop_px=768),
 }
 
 if __name__ == "__main__":
