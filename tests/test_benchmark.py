@@ -147,6 +147,7 @@ def test_only_equal_precisions_are_compared():
     (["train", "--workers", "99"], "asks for 99 processes on"),
     (["train", "--threads", "99"], "1 worker.s. with 99 thread.s. each need more than the"),
     (["train", "--workers", "1", "--vs", "timm"], "--workers and --paper compare ours with ours"),
+    (["train", "--horovod", "64:5"], "must be pairs of MB and ms .* '64:5' with 1 worker"),
     (["data", "--data", "no/such"], "--data must be a folder .* got 'no/such'"),
 ])
 def test_impossible_commands_are_refused_in_one_sentence(words, message, capsys):
@@ -182,6 +183,13 @@ def test_workers_have_cpus_of_their_own(monkeypatch):
     assert [entry.job["cores"] for entry in entries[:2]] == [[[0, 1]], [[0, 1], [4, 5]]]
     assert [entry.images for entry in entries[:2]] == [16, 32]
     assert entries[2].label == rounds.PEAK and entries[2].job["threads"] == 4
+
+
+def test_settings_of_horovod_are_rows():
+    flags = TOOL.parse(["train", "--workers", "2", "--threads", "1", "--horovod", "64:5,16:1"])
+    first, second, peak = TOOL.entries_of(flags, print)
+    assert (first.label, second.label, peak.label) == ("64 MB, 5 ms", "16 MB, 1 ms", rounds.PEAK)
+    assert second.environ == {"HOROVOD_FUSION_THRESHOLD": "16777216", "HOROVOD_CYCLE_TIME": "1"}
 
 
 def test_a_competitor_that_fails_says_why(tmp_path):

@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from gluon_resnest.benchmark import report, rounds
@@ -52,17 +53,20 @@ def parse(argv=None):
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--deployed", metavar="PAIR|FILE.onnx",
                         help="infer: an exported network as first competitor")
-    parser.add_argument("--engine", default="mxnet", choices=("mxnet", "onnxruntime"),
-                        help="of --deployed (default: %(default)s)")
+    parser.add_argument("--engine", choices=("mxnet", "onnxruntime"),
+                        help="of --deployed (default: the one the file is for)")
     parser.add_argument("--paper", choices=tuple(PAPER), help="infer: the networks and crops of "
                         "this table instead of --model and --size")
     parser.add_argument("--with-recipe", action="store_true",
                         help="train: also with mixup, smoothed labels, metrics and log")
     parser.add_argument("--with-dropblock", action="store_true", help="train: also with DropBlock")
-    parser.add_argument("--with-mirror", action="store_true", help="train: also with "
-                        "MXNET_BACKWARD_DO_MIRROR, less memory for more time")
+    parser.add_argument("--with-parts", action="store_true", help="train: also with the batch in "
+                        "four parts whose gradients add up, for less memory")
     parser.add_argument("--workers", metavar="N,...", help="train: ours with so many processes, "
                         "each with --threads pinned CPUs (default: all CPUs shared out)")
+    parser.add_argument("--horovod", metavar="MB:MS,...", help="train: with one number of "
+                        "--workers, so many MB of a fusion buffer and ms of a cycle, a row for "
+                        "each pair")
     parser.add_argument("--data", metavar="FOLDER", help="data: folder of class folders of JPEGs")
     parser.add_argument("--auto-augment", action="store_true", help="data: with AutoAugment")
     parser.add_argument("--peers-python", default=".venv-peers/bin/python", metavar="PATH",
@@ -88,8 +92,8 @@ def check(flags):
     if flags.kind == "data" and not (flags.data and Path(flags.data).is_dir()):
         raise UserError(f"--data must be a folder of class folders of images, got {flags.data!r}")
     for name, kind in (("deployed", "infer"), ("paper", "infer"), ("with_recipe", "train"),
-                       ("with_dropblock", "train"), ("with_mirror", "train"), ("workers", "train"),
-                       ("data", "data"), ("auto_augment", "data")):
+                       ("with_dropblock", "train"), ("with_parts", "train"), ("workers", "train"),
+                       ("horovod", "train"), ("data", "data"), ("auto_augment", "data")):
         if getattr(flags, name) and flags.kind != kind:
             raise UserError(f"--{name.replace('_', '-')} belongs to {kind}, not to {flags.kind}; "
                             "leave it out")
@@ -104,7 +108,7 @@ def competitors(flags):
     names = ["deployed"] if flags.deployed else ["ours"]
     names += [name for name, wanted in (("ours-recipe", flags.with_recipe),
                                         ("ours-dropblock", flags.with_dropblock),
-                                        ("ours-mirror", flags.with_mirror)) if wanted]
+                                        ("ours-parts", flags.with_parts)) if wanted]
     names += [name for name in flags.vs.split(",") if name and name not in names]
     if len(names) > 1 and (flags.workers or flags.paper):
         raise UserError("--workers and --paper compare ours with ours; leave --vs and --with-... "
@@ -126,7 +130,8 @@ def entries_of(flags, tell):
                         f"{len(cpus)} CPUs of this process; give fewer")
     base = {"kind": flags.kind, "classes": flags.classes, "batch": flags.batch,
             "precision": flags.precision, "device": flags.device, "threads": threads,
-            "dropblock": 0.0, "file": flags.deployed or flags.data, "engine": flags.engine,
+            "dropblock": 0.0, "parts": 1, "file": flags.deployed or flags.data,
+            "engine": flags.engine,
             "auto_augment": flags.auto_augment}
     entries = []
     for name, competitor in found.items():
@@ -134,14 +139,26 @@ def entries_of(flags, tell):
             for count in counts:
                 label = model if flags.paper else f"{count} worker(s)" if flags.workers else name
                 cores = [cpus[k * threads:(k + 1) * threads] for k in range(count)]
-                entries.append(rounds.Entry(label, pythons[competitor.peer], {
+                entry = rounds.Entry(label, pythons[competitor.peer], {
                     **base, "competitor": name, "library": competitor.library, "model": model,
                     "size": size, "workers": count, "cores": cores if flags.workers else [],
-                    **competitor.job}, competitor.environ, flags.batch * count))
+                    **competitor.job}, {}, flags.batch * count)
+                entries += horovod_entries(entry, flags.horovod) if flags.horovod else [entry]
     if flags.device == "cpu" and flags.kind != "data":
         entries.append(rounds.probe(max(entries, key=lambda entry: entry.job["workers"]),
                                     sys.executable))
     return entries
+
+
+def horovod_entries(entry, text):
+    """Returns the entry once for each pair of "64:5,16:1"."""
+    if entry.job["workers"] == 1 or not re.fullmatch(r"\d+:\d+(,\d+:\d+)*", text):
+        raise UserError("--horovod must be pairs of MB and ms such as 64:5,16:1, with --workers "
+                        f"2 or more, got {text!r} with {entry.job['workers']} worker(s)")
+    pairs = [tuple(map(int, pair.split(":"))) for pair in text.split(",")]
+    return [replace(entry, label=f"{megabytes} MB, {cycle} ms", environ={
+        **entry.environ, "HOROVOD_FUSION_THRESHOLD": str(megabytes << 20),
+        "HOROVOD_CYCLE_TIME": str(cycle)}) for megabytes, cycle in pairs]
 
 
 def worker_counts(text, cpus):

@@ -21,7 +21,7 @@ class Competitor:
       peer: runs under the peers' Python, not under ours.
       precisions: it offers.
       what: it is, in a few words.
-      job: what differs in its job from the benchmark's; environ: in its environment.
+      job: what differs in its job from the benchmark's.
     """
 
     library: str
@@ -31,12 +31,10 @@ class Competitor:
     precisions: Tuple[str, ...]
     what: str
     job: Dict[str, object] = field(default_factory=dict)
-    environ: Dict[str, str] = field(default_factory=dict)
 
 
-def _ours(library, what, modules=("mxnet",), precisions=("fp32",), job=(), environ=()):
-    return Competitor(library, modules, "make setup", False, precisions, what, dict(job),
-                      dict(environ))
+def _ours(library, what, modules=("mxnet",), precisions=("fp32",), job=()):
+    return Competitor(library, modules, "make setup", False, precisions, what, dict(job))
 
 
 def _gluon(module, install, what):
@@ -68,8 +66,8 @@ KINDS: Dict[str, Dict[str, Competitor]] = {
         "ours": _ours(_MXNET, "our network and update", precisions=("fp32", "bf16")),
         "ours-recipe": _ours(_MXNET, "the same with mixup, smoothed labels, losses logged"),
         "ours-dropblock": _ours(_MXNET, "ours with DropBlock at 0.1", job={"dropblock": 0.1}),
-        "ours-mirror": _ours(_MXNET, "ours, cheap activations computed again",
-                             environ={"MXNET_BACKWARD_DO_MIRROR": "1"}),
+        "ours-parts": _ours(_MXNET, "ours, the batch in four parts that add up",
+                            job={"parts": 4}),
         "gluoncv": _GLUONCV,
         "authors": _AUTHORS,
         "timm": _peer(_TORCH, ("torch", "timm"), "timm's network, eager, channels last"),

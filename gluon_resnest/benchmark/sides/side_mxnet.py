@@ -75,8 +75,11 @@ def _inference(job, comm, context):
 
 def _deployed(job, images):
     from gluon_resnest.interop import deployed
-    network = deployed.load(job["file"], engine=job["engine"])
-    return lambda: network(images), dict(getattr(network, "versions", {}))
+    network = deployed.load(job["file"], engine=job["engine"], device=job["device"])
+    if network.precision != job["precision"]:
+        raise ValueError(f"the file is {network.precision}, the benchmark {job['precision']}: "
+                         f"give --precision {network.precision}")
+    return lambda: network(images), network.versions
 
 
 def _training(job, comm, context):
@@ -92,7 +95,7 @@ def _training(job, comm, context):
     batch = (_images(job, context),
              nd.arange(job["batch"], ctx=context) % job["classes"])
     trainer = comm.trainer(net.collect_params(), optimizer("nag", wd=1e-4))
-    update = Update(trainer, net)
+    update = Update(trainer, net, parts=job["parts"])
 
     def unit():
         update.step(lambda part: {"loss": loss(net(part[0]), part[1]).mean()}, batch, 1e-3)
