@@ -8,7 +8,7 @@ annotations as COCO is distributed; --train-annotations and the like take a json
 same file runs alone, without Horovod; running it again on the same workdir continues.
 
     python recipes/mask_rcnn.py --model tiny_coco --smoke          wiring check, no data, a minute
-    python recipes/mask_rcnn.py --model shapes --data synthetic --synthetic-steps 350 \\
+    python recipes/mask_rcnn.py --model shapes --data synthetic --synthetic-steps 400 \\
         --workdir runs/shapes                                      trial on drawn shapes
     python recipes/mask_rcnn.py --workdir runs/mask50 --root coco --eval-only
 
@@ -50,9 +50,9 @@ SHAPES = DetectionRecipe(
     eval_every=1)
 BY_HEART = DetectionRecipe(
     network="mask_rcnn_fpn_resnest14_coco", source="this project, for trials", norm="sync",
-    frozen_stages=0, roi_samples=64, proposals=200, unit="epochs", length=100,
-    milestones="75,90", warmup_iterations=20, warmup_from=0.1, batch=4, optimizer="adam", lr=5e-4,
-    wd=0.0, short_px="256", max_px=320, eval_px=256, flip=False, pick=8, eval_every=10)
+    frozen_stages=0, roi_samples=64, proposals=200, unit="epochs", length=160,
+    milestones="120,145", warmup_iterations=20, warmup_from=0.1, batch=4, optimizer="adam", lr=5e-4,
+    wd=0.0, short_px="256", max_px=320, eval_px=256, flip=False, pick=8, eval_every=20)
 
 
 def of(base, backbone, ap, mask_ap, **changes):
