@@ -22,7 +22,7 @@ EXTRAS = {
     "coco": ["pycocotools>=2.0.7"],
     # libturbojpeg 3 for data/jpeg.py, where the system has none; wheels for Linux on x86-64 only.
     "fast": ["turbojpeg==0.0.2; sys_platform == 'linux' and platform_machine == 'x86_64'"],
-    "onnx": ["onnx==1.14.1", "onnxruntime>=1.19,<1.21"],
+    "onnx": ["onnx==1.16.2", "onnxruntime>=1.19,<1.21"],
     "convert": [],                   # the readers of foreign weights are our own
     "wandb": ["wandb"],
     "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "flake8", "isort",

@@ -13,6 +13,18 @@ then another, and crop, protocol and class names do not apply. The same holds fo
 network, --model deeplab_resnest50_ade, and for a detector, --model mask_rcnn_fpn_resnest50_coco;
 these take --classes-file and work at any size.
 
+    python tools/export_model.py runs/r50 --out deploy/r50 --target mxnet
+    python tools/export_model.py runs/r50 --out deploy/r50 --target onnx
+    python tools/export_model.py runs/r50 --out deploy/r50 --target onnx --precision int8 \\
+        --calibration val.rec
+
+write the deploy graph instead: batch norms folded, attention rewritten, any batch and size. For
+mxnet it is again a pair of plain float32 operators; `predict.py --engine mxnet` and
+`gluon_resnest.interop.deployed.load` fuse them, and lower them to --precision, when they load it.
+For onnx it is deploy/r50.onnx. float32 must equal the network within 1e-4 of the largest output, on
+noise and smooth pictures of two sizes and on the images of --calibration; below float32, at least
+--min-agreement of images that were not calibrated with must get the same class.
+
     python tools/predict.py deploy/r50 photo.jpg --save answer.png          uses them
     net = gluon.SymbolBlock.imports("deploy/r50-symbol.json", ["data"], "deploy/r50-0000.params")
 """
@@ -41,7 +53,64 @@ def parse(argv=None):
                         f"{', '.join(PROTOCOLS)} (default: likewise)")
     parser.add_argument("--classes-file", metavar="FILE",
                         help="class names for the card, one a line, in the order of the classes")
+    deploy = parser.add_argument_group("deploy graph")
+    deploy.add_argument("--target", choices=("mxnet", "onnx"), help="engine to write a deploy "
+                        "graph for; without it the graph is the trained one")
+    deploy.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32",
+                        help="of the arithmetic (default: %(default)s); bf16 needs a CPU with it")
+    deploy.add_argument("--calibration", metavar="REC|FOLDER", help="labelled images, a .rec file "
+                        "or a folder for each class: some give int8 its ranges, others judge the "
+                        "result")
+    deploy.add_argument("--judging", metavar="REC|FOLDER", help="judge on these instead, such as "
+                        "the test set")
+    deploy.add_argument("--calibration-images", type=int, default=128, metavar="N",
+                        help="images that give ranges (default: %(default)s)")
+    deploy.add_argument("--judging-images", type=int, default=512, metavar="N",
+                        help="other images, that judge (default: %(default)s)")
+    deploy.add_argument("--calibration-mode", choices=("naive", "entropy"), default="naive",
+                        help="naive: least and greatest values; entropy: tails cut off, slow "
+                        "(default: %(default)s)")
+    deploy.add_argument("--float-layers", default="0,-1", metavar="I,J", help="convolutions and "
+                        "dense layers that stay float32 in int8, counted from the first as 0 or "
+                        "the last as -1; '' for none (default: %(default)s)")
+    deploy.add_argument("--min-agreement", type=float, default=0.97, metavar="SHARE",
+                        help="least share of judging images with the same class as in float32 "
+                        "(default: %(default)s)")
+    deploy.add_argument("--force", action="store_true", help="write it even if fewer agree")
     return parser.parse_args(argv)
+
+
+def plan_of(flags):
+    """Returns the `deploy.export.Plan` that the flags mean, or None without --target."""
+    if flags.target is None:
+        defaults = {"precision": "fp32", "calibration": None, "judging": None, "force": False}
+        given = [name for name, default in defaults.items() if getattr(flags, name) != default]
+        if given:
+            raise UserError(f"--{given[0]} belongs to a deploy graph; add --target mxnet or onnx")
+        return None
+    from gluon_resnest.interop.deploy.export import Plan
+    try:
+        layers = tuple(int(number) for number in flags.float_layers.split(",") if number)
+    except ValueError as error:
+        raise UserError(f"--float-layers must be numbers such as 0,-1, got {flags.float_layers!r}"
+                        ) from error
+    return Plan(flags.target, flags.precision, flags.calibration_mode, layers,
+                flags.min_agreement, flags.force)
+
+
+def deploy(net, card, plan, flags):
+    """Writes a deploy graph and prints what was measured."""
+    from gluon_resnest.interop.deploy import calibration
+    from gluon_resnest.interop.deploy.export import export_deployment, files_of
+    images = None
+    if flags.calibration:
+        images = calibration.read_images(
+            flags.calibration, card, judging_source=flags.judging,
+            calibration=flags.calibration_images, judging=flags.judging_images)
+    measured = export_deployment(net, flags.out, card, plan, images)
+    for file in files_of(flags.out, plan.target):
+        print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    print(f"{card.model}, {plan.precision} for {plan.target}; {measured}")
 
 
 def open_run(directory, weights):
@@ -135,6 +204,34 @@ def detector_of(flags):
     return net, dataclasses.replace(card, class_names=names or card.class_names)
 
 
+def classifier_of(flags):
+    """Returns (net, card) of the classifier that the flags mean."""
+    from gluon_resnest.interop import trained
+    if flags.run:
+        net, card = open_run(flags.run, flags.weights)
+    else:
+        net, card = trained.from_zoo(flags.model, flags.weights)
+    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    changes = {"crop_px": flags.crop, "protocol": flags.protocol, "class_names": names}
+    return net, dataclasses.replace(card, **{name: value for name, value in changes.items()
+                                             if value is not None})
+
+
+def network_of(flags):
+    """Returns (net, card, what to say of the card, function that exports it plainly)."""
+    from gluon_resnest.interop.export import export_classifier, export_network
+    for find, told in (
+            (pose_of, lambda card: f"persons of {card.height} x {card.width} px"),
+            (segmentation_of,
+             lambda card: f"{card.classes} classes, windows of {card.crop_px} px"),
+            (detector_of, lambda card: f"{card.classes} classes, images of any size")):
+        found = find(flags)
+        if found:
+            return (*found, told, export_network)
+    return (*classifier_of(flags), lambda card: f"{card.classes} classes, crop {card.crop_px} px, "
+            f"protocol {card.protocol}", export_classifier)
+
+
 def report(prefix, network):
     """Prints what was written; `network` describes it."""
     from gluon_resnest.interop import deployed
@@ -149,34 +246,13 @@ def main(argv=None):
     with exit_on_user_error():
         if (flags.run is None) == (flags.model is None):
             raise UserError("give either a run directory or --model NAME; see --help")
-        from gluon_resnest.interop import trained
-        from gluon_resnest.interop.export import export_classifier, export_network
-        pose = pose_of(flags)
-        if pose:
-            card = export_network(pose[0], flags.out, pose[1])
-            report(flags.out, f"{card.model}, persons of {card.height} x {card.width} px")
-            return
-        segmentation = segmentation_of(flags)
-        if segmentation:
-            card = export_network(segmentation[0], flags.out, segmentation[1])
-            report(flags.out, f"{card.model}, {card.classes} classes, windows of {card.crop_px} px")
-            return
-        detector = detector_of(flags)
-        if detector:
-            card = export_network(detector[0], flags.out, detector[1])
-            report(flags.out, f"{card.model}, {card.classes} classes, images of any size")
-            return
-        if flags.run:
-            net, card = open_run(flags.run, flags.weights)
+        plan = plan_of(flags)
+        net, card, told, export = network_of(flags)
+        if plan:
+            deploy(net, card, plan, flags)
         else:
-            net, card = trained.from_zoo(flags.model, flags.weights)
-        names = flags.classes_file and trained.read_class_names(flags.classes_file)
-        changes = {"crop_px": flags.crop, "protocol": flags.protocol, "class_names": names}
-        card = dataclasses.replace(card, **{name: value for name, value in changes.items()
-                                            if value is not None})
-        card = export_classifier(net, flags.out, card)
-        report(flags.out, f"{card.model}, {card.classes} classes, crop {card.crop_px} px, protocol "
-               f"{card.protocol}")
+            card = export(net, flags.out, card)
+            report(flags.out, f"{card.model}, {told(card)}")
 
 
 if __name__ == "__main__":

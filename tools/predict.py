@@ -5,6 +5,7 @@ The network is an exported one, one of the zoo, or, of classifiers, that of a ru
     python tools/predict.py deploy/r50 photo.jpg
     python tools/predict.py deploy/r50 photos/ --topk 3 --save answer.png
     python tools/predict.py deploy/r50 photos/ --json > answers.json
+    python tools/predict.py deploy/r50 photos/ --engine mxnet             fused; or onnxruntime
     python tools/predict.py resnest50 photo.jpg                           published weights
     python tools/predict.py resnest50 photo.jpg --weights r50.params --classes-file names.txt
     python tools/predict.py runs/mine photos/ --explain why.png           evidence and attention
@@ -57,6 +58,9 @@ def parse(argv=None):
     parser.add_argument("--boxes", metavar="FILE", help="persons, for a pose network")
     parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE",
                         help="least score of a detector's objects (default: %(default)s)")
+    parser.add_argument("--engine", choices=("mxnet", "onnxruntime"), help="run an exported "
+                        "classifier by this engine, operators fused; without it, files that were "
+                        "exported with --target run by their engine, others as they are")
     parser.add_argument("--batch", type=int, default=16, metavar="N",
                         help="images that are classified together (default: %(default)s)")
     return parser.parse_args(argv)
@@ -67,7 +71,10 @@ def load(flags):
     from gluon_resnest.interop import deployed, trained
     from gluon_resnest.interop.predictor import Predictor
     net, run = None, Path(flags.network, "config.json").is_file()
-    exported = not run and (deployed.paths(flags.network)[0].exists() or "/" in flags.network)
+    exported = not run and (deployed.is_exported(flags.network) or "/" in flags.network)
+    if flags.engine and not exported:
+        raise UserError(f"--engine runs exported networks, but {flags.network!r} is none; export "
+                        "it with tools/export_model.py --target, or leave --engine out")
     if flags.weights and (exported or run):
         raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is "
                         f"{'a run directory' if run else 'an exported pair'}; leave it out")
@@ -87,8 +94,9 @@ def load(flags):
     if card is not None and changes:
         card = dataclasses.replace(card, **changes)
         card.check("the command line")
-    predictor = Predictor.load(flags.network, card) if exported else Predictor.of_block(net, card)
-    return predictor, net
+    if exported:
+        return Predictor.load(flags.network, card, engine=flags.engine), None
+    return Predictor.of_block(net, card), net
 
 
 def load_pose(flags):
@@ -274,9 +282,11 @@ def main(argv=None):
         files = find_images(flags.images)
         pose, segmentation = load_pose(flags), load_segmentation(flags)
         detection = load_detection(flags)
-        if flags.explain and (pose or segmentation or detection):
-            raise UserError(f"--explain is for classifiers, but {flags.network!r} is none; leave "
-                            "it out")
+        if pose or segmentation or detection:
+            for name in ("explain", "engine"):
+                if getattr(flags, name):
+                    raise UserError(f"--{name} is for classifiers, but {flags.network!r} is none; "
+                                    "leave it out")
         if detection:
             answers = tell_objects(detection, flags, files)
         elif pose:

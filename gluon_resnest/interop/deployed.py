@@ -3,6 +3,7 @@
     PREFIX-symbol.json   the graph, for SymbolBlock.imports, Module, or any other MXNet binding
     PREFIX-0000.params   its parameters as `arg:` and `aux:` names
     PREFIX.json          the card
+    PREFIX.onnx          instead of the first two, where it was exported for ONNX engines
 
 The files may come from anybody: all three are checked before MXNet sees them.
 """
@@ -123,6 +124,22 @@ def paths(prefix):
     return tuple(Path(f"{prefix}{ending}") for ending in ("-symbol.json", "-0000.params", ".json"))
 
 
+def onnx_path(prefix):
+    """Returns the path of a network exported for ONNX engines."""
+    return Path(f"{prefix}.onnx")
+
+
+def is_exported(prefix):
+    """Returns whether there are files of an exported network with this prefix."""
+    return paths(prefix)[0].exists() or onnx_path(prefix).exists()
+
+
+def is_plain(prefix):
+    """Returns whether an exported network runs as it is, without an engine's preparation."""
+    values = read_values(prefix)
+    return not onnx_path(prefix).exists() and not (isinstance(values, dict) and "deploy" in values)
+
+
 def read_card(prefix):
     """Returns the card of an exported pair, or None where there is no such file.
 
@@ -185,13 +202,21 @@ def assumed_card(prefix, crop_px):
     return Card(Path(prefix).name, int(last.attrs["num_hidden"]), crop_px)
 
 
-def load_pair(prefix, card, *, ctx=None):
+def load(path, *, engine=None, device="cpu", card=None):
+    """Loads an exported network to run as fast as its engine can; see `deploy.loading.load`."""
+    from gluon_resnest.interop.deploy import loading     # which stands on this module
+    return loading.load(path, engine=engine, device=device, card=card)
+
+
+def load_pair(prefix, card, *, ctx=None, lower=None):
     """Loads graph and parameters of an exported network, trusting neither.
 
     Args:
       prefix: what the file names begin with, folder included.
       card: of these files, from `read_card`, or made by hand where they have none.
       ctx: Context to place the parameters on; the CPU by default.
+      lower: function of (symbol, arguments, auxiliary states) that returns the symbol and
+        arguments to run instead.
 
     Returns:
       A SymbolBlock: images (N, 3, H, W) to logits (N, card.classes), or what the card says.
@@ -211,7 +236,7 @@ def load_pair(prefix, card, *, ctx=None):
     graph = read_graph(symbol_file, len(card.output_shapes))
     arrays = read_params(params_file)
     try:
-        return _block(graph, arrays, ctx or mx.cpu(), card)
+        return _block(graph, arrays, ctx or mx.cpu(), card, lower)
     except (mx.MXNetError, _Unfit) as error:
         raise UserError(f"{str(symbol_file)!r} and {params_file.name!r} do not make a classifier: "
                         f"{_first_line(error)}; export it again") from error
@@ -229,7 +254,13 @@ class _Unfit(Exception):
     """Why graph and parameters do not belong together."""
 
 
-def _block(graph, arrays, ctx, card):
+def by_kind(arrays):
+    """Returns (arguments, auxiliary states) of arrays under `arg:` and `aux:` names."""
+    return tuple({name[4:]: array for name, array in arrays.items() if name.startswith(kind)}
+                 for kind in ("arg:", "aux:"))
+
+
+def _block(graph, arrays, ctx, card, lower):
     symbol = mx.sym.load_json(graph.to_json())
     wanted = {f"arg:{name}" for name in symbol.list_arguments()}
     wanted |= {f"aux:{name}" for name in symbol.list_auxiliary_states()}
@@ -244,10 +275,14 @@ def _block(graph, arrays, ctx, card):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise _Unfit(f"{name} holds NaN or infinity")
     _check_shapes(symbol, {name[4:]: array.shape for name, array in arrays.items()}, card)
+    arrays = {name: mx.nd.array(array, dtype=array.dtype) for name, array in arrays.items()}
+    if lower:
+        args, auxiliary = by_kind(arrays)
+        symbol, args = lower(symbol, args, auxiliary)
+        arrays = {**{f"arg:{name}": array for name, array in args.items()},
+                  **{f"aux:{name}": array for name, array in auxiliary.items()}}
     block = mx.gluon.SymbolBlock(symbol, [mx.sym.var(INPUT, dtype="float32")])
-    block.collect_params().load_dict(
-        {name: mx.nd.array(array, dtype=array.dtype) for name, array in arrays.items()},
-        ctx=ctx, cast_dtype=True, dtype_source="saved")
+    block.collect_params().load_dict(arrays, ctx=ctx, cast_dtype=True, dtype_source="saved")
     return block
 
 

@@ -48,23 +48,29 @@ class Predictor:
         self._prepare = eval_transform(card.crop_px, card.protocol, mean=card.mean, std=card.std)
 
     @classmethod
-    def load(cls, prefix, card=None, *, ctx=None):
-        """Loads an exported pair.
+    def load(cls, prefix, card=None, *, ctx=None, engine=None):
+        """Loads an exported network.
 
         Args:
           prefix: what its file names begin with.
           card: instead of the one beside the files, for pairs that have none.
           ctx: Context to run on; the CPU by default.
+          engine: "mxnet" or "onnxruntime", which runs what was exported for it as fast as it can;
+            None runs a pair as it is, and what else there is by its engine.
 
         Raises:
-          UserError: if a file is absent, damaged or not what was exported.
+          UserError: if a file is absent, damaged, not what was exported or for another engine.
         """
-        deployed.check_presence(prefix)
+        plain = engine is None and deployed.is_plain(prefix)
+        if plain:
+            deployed.check_presence(prefix)
         card = card or deployed.read_card(prefix)
         if card is None:
             raise UserError(f"{str(prefix)!r} has no card {deployed.paths(prefix)[2].name!r} that "
                             "says how its images are prepared; give crop and protocol yourself")
-        return cls.of_block(deployed.load_pair(prefix, card, ctx=ctx), card, ctx=ctx)
+        if plain:
+            return cls.of_block(deployed.load_pair(prefix, card, ctx=ctx), card, ctx=ctx)
+        return cls(deployed.load(prefix, engine=engine, device=str(ctx or "cpu"), card=card), card)
 
     @classmethod
     def of_block(cls, net, card, *, ctx=None):
