@@ -1,4 +1,4 @@
-"""Writes docs/model_zoo.md and docs/model_zoo.png from the table of the zoo.
+"""Writes docs/model_zoo.md, docs/model_zoo.png and docs/model_cards.md from the table of the zoo.
 
     python tools/render_model_zoo.py
     python tools/render_model_zoo.py --out FOLDER
@@ -19,9 +19,10 @@ def main(argv=None):
     with exit_on_user_error():
         if not flags.out.is_dir():
             raise UserError(f"--out must be an existing folder, got {str(flags.out)!r}")
-        from gluon_resnest.interop import zoo_page
+        from gluon_resnest.interop import model_cards, zoo_page
         zoo_page.write_page(flags.out)
-        print(f"wrote {zoo_page.PAGE} and {zoo_page.PLOT} in {flags.out}")
+        (flags.out / model_cards.PAGE).write_text(model_cards.render(), encoding="utf-8")
+        print(f"wrote {zoo_page.PAGE}, {zoo_page.PLOT} and {model_cards.PAGE} in {flags.out}")
 
 
 if __name__ == "__main__":
