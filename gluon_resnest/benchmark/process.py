@@ -86,14 +86,13 @@ class Process:
             if opened is not None:
                 with contextlib.suppress(BrokenPipeError):
                     opened.close()
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
+        for number in (0, signal.SIGTERM, signal.SIGKILL):      # 0: it ends without a reader
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(self._process.pid, number)
                 self._process.wait(10)
-            except ProcessLookupError:
                 break
-            except subprocess.TimeoutExpired:
-                continue
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)        # children that outlived it
         self._process.wait()
         self._folder.cleanup()
 
@@ -124,7 +123,7 @@ class Process:
     def _failure(self, what):
         lines = Path(self._log).read_text(errors="replace").split("\n")
         last = next((line.strip()[:300] for line in reversed(lines) if line.strip()), "nothing")
-        return UserError(f"{self._label} {what} (its log, {str(self._log)!r}, ends with: {last}); "
+        return UserError(f"{self._label} {what}; the last it printed: {last}; "
                          "correct that, or leave it out of --vs")
 
 
