@@ -90,7 +90,7 @@ def outcome(folder, comm):
 def test_many_workers_are_one_and_their_ap_is_pycocotools_of_the_merged_file(tmp_path, size):
     """4 pictures: the shares of 3 workers differ. Losses have common denominators and norms."""
     alone = outcome(tmp_path, Comm())
-    code, text, outcomes = launch(size, __file__, tmp_path)
+    code, text, outcomes = launch(size, __file__, tmp_path, timeout=600)
     assert code == 0, text
     for each in outcomes:
         assert each["metrics"] == alone["metrics"]

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gluon_resnest import cli
-from gluon_resnest.config import ClassificationRecipe, DetectionRecipe, PoseRecipe
+from gluon_resnest.config import (
+    ClassificationRecipe, DetectionRecipe, PoseRecipe, SegmentationRecipe)
 from gluon_resnest.engine.plan import Cluster, Workload, cluster_of, describe, estimate
 from gluon_resnest.errors import UserError
 from gluon_resnest.tasks.classification import Classification
 from gluon_resnest.tasks.workload import (
-    classification_workload, detection_workload, pose_workload)
+    classification_workload, detection_workload, pose_workload, segmentation_workload)
 from gluon_resnest.zoo import get_model
 
 WORK = Workload(batch=640, steps_per_epoch=100, epochs=9, parameters=25_000_000,
@@ -84,6 +85,14 @@ def test_a_pose_network_is_planned():
     recipe = PoseRecipe(network="resnest14", source="a test", batch=256)
     made = pose_workload(recipe, Cluster(images=2560, workers=2, images_per_second=1))
     assert made.steps_per_epoch == 10 and made.epochs == 140 and made.optimizer == "adam"
+
+
+def test_a_segmentation_network_is_planned():
+    recipe = SegmentationRecipe(network="deeplab_resnest_tiny", source="a test", classes=5,
+                                dataset="folder", crop_px=64, base_px=64)
+    made = segmentation_workload(recipe, Cluster(images=160, workers=2, images_per_second=1))
+    assert made.steps_per_epoch == 10 and made.epochs == 120
+    assert made.parameters < made.values and made.activation_bytes > 64 ** 2 * 3 * 4
 
 
 def test_a_workload_counts_what_the_network_has():

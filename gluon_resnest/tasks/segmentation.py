@@ -24,6 +24,7 @@ from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixe
 from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.models.whole_image import WholeImage
 from gluon_resnest.tasks.statistics import settle_statistics
+from gluon_resnest.tasks.workload import segmentation_workload
 from gluon_resnest.zoo import load_backbone_weights, load_weights, segmentation_model
 
 CONFUSION = "confusion.npy"         # in the run directory: int64 (classes, classes), rows are true
@@ -42,6 +43,7 @@ class Segmentation:
     """
 
     main_metric = "miou"
+    workload = staticmethod(segmentation_workload)
 
     @staticmethod
     def add_flags(parser):

@@ -7,7 +7,7 @@ from gluon_resnest.engine.plan import Workload
 from gluon_resnest.interop.analysis import analyze
 from gluon_resnest.models.detection.rcnn import BOX_SIZE, MASK_SIZE
 from gluon_resnest.tasks.detector import build_detector
-from gluon_resnest.zoo import get_model, pose_model
+from gluon_resnest.zoo import get_model, pose_model, segmentation_model
 
 _DIVISOR = 32       # of padded sides of a detector's images
 
@@ -32,6 +32,15 @@ def pose_workload(recipe, cluster):
     net = pose_model(recipe.network, len(JOINTS))
     return _workload(recipe, net, _steps(recipe, cluster, remainder=recipe.remainder),
                      _bytes(net, recipe.height, recipe.width))
+
+
+def segmentation_workload(recipe, cluster):
+    """Returns the `Workload` of a SegmentationRecipe; as `classification_workload`."""
+    net = segmentation_model(
+        recipe.network, recipe.classes, output_stride=recipe.output_stride,
+        head_channels=recipe.head_channels, head_dropout=recipe.head_dropout)
+    return _workload(recipe, net, _steps(recipe, cluster),
+                     _bytes(net, recipe.crop_px, recipe.crop_px))
 
 
 def detection_workload(recipe, cluster):
