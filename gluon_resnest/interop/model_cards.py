@@ -6,22 +6,26 @@ PAGE = "model_cards.md"
 
 HEAD = """# Model cards
 
-Rendered by `python tools/render_model_zoo.py` from the tables of the zoo; a test compares. These are cards of **weights that
-others trained and published**; this project has trained none of them, and their numbers are the published ones. What
-its own short runs gave is on [the page of results](reproduce.md).
+Rendered by `python tools/render_model_zoo.py` from the tables of the zoo; a test compares. These
+are cards of **weights that others trained and published**; this project has trained none of them,
+and their numbers are the published ones. What its own short runs gave is on [the page of
+results](reproduce.md).
 
 ## Classifiers
 
-- **Intended use**: classification of photographs into the 1000 classes of ImageNet-1k; features for detection, segmentation,
-  pose and [fine-tuning](finetuning.md).
-- **Input**: RGB, channel means 0.485, 0.456, 0.406 and deviations 0.229, 0.224, 0.225 of values in [0, 1], at the crop in the table.
-- **Training data**: ImageNet-1k (ILSVRC 2012), 1.28 million images, by the authors' recipe (paper, section 5;
-  `recipes/imagenet.py`): AutoAugment, mixup, label smoothing, DropBlock. The images carry rights of their own: ImageNet's terms are for
-  research and teaching.
-- **Metrics**: top-1 and top-5 on the 50,000 validation images, one crop, by the protocol in the table.
-- **Caveats**: another crop or resize rule costs up to two points; the network names one of its classes for any image;
-  accuracy on other photographs, groups of people or regions was not published. A radix changes speed more than it
-  changes multiply-accumulates.
+- **Intended use**: classification of photographs into the 1000 classes of ImageNet-1k; features
+  for detection, segmentation, pose and [fine-tuning](finetuning.md).
+- **Input**: RGB, channel means 0.485, 0.456, 0.406 and deviations 0.229, 0.224, 0.225 of values
+  in [0, 1], at the crop in the table.
+- **Training data**: ImageNet-1k (ILSVRC 2012), 1.28 million images, by the authors' recipe
+  (paper, section 5; `recipes/imagenet.py`): AutoAugment, mixup, label smoothing, DropBlock. The
+  images carry rights of their own: ImageNet's terms are for research and teaching.
+- **Metrics**: top-1 and top-5 on the 50,000 validation images, one crop, by the protocol in the
+  table.
+- **Caveats**: another crop costs accuracy: at 224 px, 101, 200 and 269 layers lose 0.5, 1.4 and
+  1.8 points (mmpretrain's old zoo); the network names one of its classes for any image; accuracy
+  on other photographs, groups of people or regions was not published. The radix changes the
+  speed, though hardly the multiply-accumulates (paper, Table 2).
 """
 
 
@@ -40,16 +44,18 @@ def render():
     return "\n".join([HEAD, *rows, """
 ## Segmentation networks
 
-- **Intended use**: a class for each pixel of indoor and outdoor scenes (ADE20K, 150 classes) or of streets (Cityscapes, 19 classes).
-- **Training data**: ADE20K's 20,210 or Cityscapes' 2,975 finely labelled images, from ImageNet weights
-  (`recipes/deeplabv3.py`, which has the published mIoU of each).
-- **Caveats**: published numbers are of six scales and mirrored images together; one scale gives less. Not made for decisions about traffic or
-  persons.
+- **Intended use**: a class for each pixel of indoor and outdoor scenes (ADE20K, 150 classes) or
+  of streets (Cityscapes, 19 classes).
+- **Training data**: ADE20K's 20,210 or Cityscapes' 2,975 finely labelled images, from ImageNet
+  weights (`recipes/deeplabv3.py`, which has the published mIoU of each).
+- **Caveats**: published numbers are of six scales and mirrored images together; one scale gives
+  less. Not made for decisions about traffic or persons.
 
 | weights | sha1 |
 |---|---|""", *segmenters, """
 ## Everything else
 
-Detectors and pose networks with ResNeSt have no MXNet weights but GluonCV's Faster R-CNN; those of other systems are
-converted ([classification](classification.md), [detection](detection.md)) and are for what their authors say.
+Detectors and pose networks with ResNeSt have no MXNet weights but GluonCV's Faster R-CNN; those
+of other systems are converted ([classification](classification.md), [detection](detection.md))
+and are for what their authors say.
 """])
