@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from gluon_resnest.benchmark import report, rounds
 from gluon_resnest.benchmark.competitors import chosen
 from gluon_resnest.benchmark.process import Process
+from gluon_resnest.benchmark.sides import worker
 from gluon_resnest.benchmark.timing import Turn, summarize, undisturbed
 from gluon_resnest.errors import UserError
 
@@ -64,6 +66,24 @@ def test_a_round_is_dropped_for_one_disturbed_turn():
     busy = {"ours": turn(10.0), "theirs": turn(10.0, others=1.1)}
     calm = {"ours": turn(10.0, others=0.9), "theirs": turn(10.0)}
     assert undisturbed([busy, calm], limit=0.1) == [calm]
+
+
+def test_units_that_lie_ready_are_not_timed(monkeypatch):
+    monkeypatch.setenv(worker.MARK, "a test")
+    ready = [None] * 3
+    side = worker.Side(lambda: ready.pop() if ready else time.sleep(0.05), {}, ahead=3)
+    assert worker.turn(side, 2)["wall"] >= 0.1
+
+
+def test_cpu_time_of_marked_processes_is_own(monkeypatch):
+    monkeypatch.setenv(worker.MARK, "a test of CPU time")
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        side = worker.Side(lambda: time.sleep(1.5), {})
+        assert worker.turn(side, 1)["cpu"] > 0
+    finally:
+        busy.kill()
+        busy.wait()
 
 
 def outcome(all_rounds):

@@ -21,6 +21,9 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 class Process:
     """A competitor at work; a context manager that leaves nothing behind.
 
+    Between its turns it is stopped, so that loaders do not read ahead in the turns of others;
+    several workers go on, who only wait for each other then.
+
     Args:
       label: of this competitor in reports.
       python: interpreter it runs under.
@@ -41,6 +44,7 @@ class Process:
 
     def __init__(self, label, python, job, *, environ, log, patience):
         self._label, self._log, self._patience = label, log, patience
+        self._stops = job["workers"] == 1
         self.memory = self.device_memory = None
         self._folder = tempfile.TemporaryDirectory(prefix="gluon-resnest-benchmark-")
         address, job_file = (str(Path(self._folder.name) / name) for name in ("socket", "job"))
@@ -62,6 +66,7 @@ class Process:
                 self._connection = self._accepted(listener)
             self._stream = self._connection.makefile("rw")
             self.ready = self._read()["ready"]
+            self._signal(signal.SIGSTOP)
         except BaseException:
             self.close()
             raise
@@ -74,9 +79,11 @@ class Process:
 
     def turn(self, seconds):
         """Works for about so many seconds; returns the Turn."""
+        self._signal(signal.SIGCONT)
         self._stream.write(f"{seconds}\n")
         self._stream.flush()
         said = self._read()
+        self._signal(signal.SIGSTOP)
         self.memory, self.device_memory = said.pop("memory"), said.pop("device_memory")
         return Turn(**said)
 
@@ -86,6 +93,7 @@ class Process:
             if opened is not None:
                 with contextlib.suppress(BrokenPipeError):
                     opened.close()
+        self._signal(signal.SIGCONT)
         for number in (0, signal.SIGTERM, signal.SIGKILL):      # 0: it ends without a reader
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(self._process.pid, number)
@@ -95,6 +103,11 @@ class Process:
             os.killpg(self._process.pid, signal.SIGKILL)        # children that outlived it
         self._process.wait()
         self._folder.cleanup()
+
+    def _signal(self, number):
+        if self._stops:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     def _accepted(self, listener):
         listener.settimeout(0.2)

@@ -1,6 +1,8 @@
 """Our input pipeline: folder of JPEG files to batches in shared memory."""
 from worker import Side
 
+_AHEAD = 4          # slots of the loader
+
 
 def make(job):
     import numpy as np
@@ -15,4 +17,4 @@ def make(job):
     loader = Loader(dataset, TrainPlan(len(dataset), job["batch"], 0, 1, 0), seed=0,
                     workers=job["threads"])
     batches = loader.batches()
-    return Side(lambda: next(batches), {"numpy": np.__version__})
+    return Side(lambda: next(batches), {"numpy": np.__version__}, ahead=_AHEAD)

@@ -1,6 +1,8 @@
 """PyTorch's DataLoader with the training transforms of timm or torchvision."""
 from worker import Side
 
+_AHEAD = 2          # batches each process prepares
+
 
 def make(job):
     import torch
@@ -11,7 +13,8 @@ def make(job):
     torch.set_num_threads(1)
     dataset = torchvision.datasets.ImageFolder(job["file"], compose(job))
     loader = torch.utils.data.DataLoader(dataset, job["batch"], shuffle=True, drop_last=True,
-                                         num_workers=job["threads"], persistent_workers=True)
+                                         num_workers=job["threads"], persistent_workers=True,
+                                         prefetch_factor=_AHEAD)
 
     def endless():
         while True:
@@ -19,7 +22,8 @@ def make(job):
 
     batches = endless()
     return Side(lambda: next(batches), {"torch": torch.__version__, "timm": timm.__version__,
-                                        "torchvision": torchvision.__version__})
+                                        "torchvision": torchvision.__version__},
+                ahead=_AHEAD * job["threads"])
 
 
 def _timm(job):

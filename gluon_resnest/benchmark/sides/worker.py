@@ -33,12 +33,13 @@ class Side:
       flops: of a unit, where only the side knows them.
       share: returns on all processes of a competitor what the first got by calling the argument.
       device_bytes: peak memory of the GPU, or None where there is none.
+      ahead: units that may lie ready when a turn begins; so many are not timed.
     """
 
     def __init__(self, unit, versions, *, wait=lambda: None, flops=None, share=lambda ask: ask(),
-                 device_bytes=lambda: None):
+                 device_bytes=lambda: None, ahead=0):
         self.unit, self.versions, self.wait, self.flops = unit, versions, wait, flops
-        self.share, self.device_bytes = share, device_bytes
+        self.share, self.device_bytes, self.ahead = share, device_bytes, ahead
 
 
 def cpu_seconds():
@@ -65,6 +66,8 @@ def cpu_seconds():
 
 def turn(side, units):
     """Runs some units; returns the seconds of wall, own CPU and others' CPU that they took."""
+    for _ in range(side.ahead):
+        side.unit()
     own, busy = cpu_seconds()
     began = time.perf_counter()
     for _ in range(units):
@@ -96,7 +99,7 @@ def serve(job, connection):
         for _ in range(_WARM_UP):
             side.unit()
         side.wait()
-        seconds = turn(side, 1)["wall"]
+        seconds = turn(side, 1 + side.ahead)["wall"] / (1 + side.ahead)
     except Exception as error:      # what a foreign library throws is for the benchmark to report
         traceback.print_exc()
         tell({"error": f"{type(error).__name__}: {error}".split("\n")[0][:300]})
