@@ -24,6 +24,7 @@ def rewrite_attention(draft):
     difference_of_logits(draft)
     merge_differences(draft)
     multiply_by_broadcast(draft)
+    pool_before_weighting(draft)
 
 
 def pool_before_sum(draft):
@@ -170,6 +171,36 @@ def multiply_by_broadcast(draft):
         if gate.op == "broadcast_like" and output == 0 and not gate.attrs:
             draft.replace((product, 0), (Op("broadcast_mul", product.name + "_by_gate", {},
                                             [factor, gate.inputs[0]]), 0))
+
+
+def pool_before_weighting(draft):
+    """Average pooling of weighted splits is the weighting of pooled ones, on maps of fewer pixels.
+
+    The splits are still as the convolutions left them, which is the layout oneDNN pools fast.
+    """
+    for pool in draft.of("Pooling"):
+        weighted, _ = pool.inputs[0]
+        if (pool.attrs["pool_type"] == "avg" and pool.attrs.get("global_pool") not in ("True", "1")
+                and weighted.op in ("add_n", "broadcast_mul") and draft.has_one_reader(weighted)
+                and any(op.op == "broadcast_mul" for op in (
+                    weighted, *(source for source, _ in weighted.inputs)))):
+            draft.replace((pool, 0), _pooled(pool, (weighted, 0), {}))
+
+
+def _pooled(pool, entry, done):
+    """Returns the entry that is `entry` pooled; `done` holds what was pooled before."""
+    op, output = entry
+    if (op, output) not in done:
+        inputs, attrs = list(op.inputs), dict(op.attrs)
+        if op.op in ("add_n", "elemwise_sub"):
+            inputs = [_pooled(pool, each, done) for each in inputs]
+            new = Op(op.op, f"{op.name}_pooled", attrs, inputs)
+        elif op.op == "broadcast_mul":
+            new = Op(op.op, f"{op.name}_pooled", attrs, [_pooled(pool, inputs[0], done), inputs[1]])
+        else:
+            new = Op("Pooling", f"{pool.name}_{len(done)}", dict(pool.attrs), [entry])
+        done[op, output] = (new, 0)
+    return done[op, output]
 
 
 def _integers(text):
