@@ -20,6 +20,7 @@ from gluon_resnest.interop.deploy.folding import fold_batch_norms
 from gluon_resnest.interop.deploy.onnx_file import to_onnx
 from gluon_resnest.interop.deploy.rewriting import deploy_graph
 from gluon_resnest.interop.deployed import Card
+from gluon_resnest.interop.predictor import Predictor
 from gluon_resnest.models.resnest import initialize
 
 CARD = Card("resnest_tiny", 3, 32)
@@ -272,6 +273,14 @@ def test_every_form_of_the_family_is_valid_onnx_and_equal(name):
     for shape in ((1, 3, 64, 40), (2, 3, 33, 77)):
         x = noise(shape)
         assert_equal(session.run(None, {"data": x})[0], net(nd.array(x)).asnumpy())
+
+
+def test_a_predictor_runs_by_either_engine(files):
+    image = np.random.RandomState(1).randint(0, 256, (40, 50, 3)).astype(np.uint8)
+    answers = [Predictor.load(files / name, engine=engine).probabilities([image])
+               for name, engine in (("mxnet", None), ("mxnet", "mxnet"), ("onnx", "onnxruntime"))]
+    for answer in answers[1:]:
+        assert_equal(answer, answers[0])
 
 
 def test_a_plain_pair_loads_fused_as_well(tiny, tmp_path):
