@@ -340,7 +340,8 @@ def test_int8_is_close_and_its_judgement_is_in_the_card(tiny, images, tmp_path, 
     x = images.judging[0][0]
     expected = tiny(nd.array(x)).asnumpy()
     centred = network(x) - expected
-    assert 0 < np.linalg.norm(centred) < 0.5 * np.linalg.norm(expected)
+    # A random network magnifies rounding; a range or a scale that is wrong gives 1 and more.
+    assert 0 < np.linalg.norm(centred) < 0.75 * np.linalg.norm(expected)
     checks = json.loads(deployed.paths(prefix)[2].read_text())["deploy"]["checks"]
     assert checks["images"] == 32 and 0 < checks["logit_error"] < 0.7
 

@@ -1,4 +1,5 @@
 """errors: what a command says and how it ends."""
+import os
 import subprocess
 import sys
 
@@ -16,11 +17,15 @@ with exit_on_user_error():
 
 def ended(body, *, read=True):
     """Returns (exit code, errors) of a command whose output is read, or whose reader has left."""
-    process = subprocess.Popen([sys.executable, "-c", COMMAND.format(body=body)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    reader, writer = os.pipe()
     if not read:
-        process.stdout.close()
-        process.stdout = None
+        os.close(reader)
+    process = subprocess.Popen([sys.executable, "-c", COMMAND.format(body=body)],
+                               stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    if read:
+        with open(reader) as output:
+            output.read()
     _, errors = process.communicate(timeout=60)
     return process.returncode, errors
 

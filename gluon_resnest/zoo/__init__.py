@@ -167,7 +167,7 @@ def segmentation_model(name, classes, *, output_stride=8, norm_layer=None, norm_
       UserError: if the name is not one of a segmentation network, or an argument does not fit.
     """
     spelled = parse_name(name)
-    if not spelled:
+    if not (spelled and is_named(spelled.backbone)):
         raise UserError(f"{name!r} is no segmentation network; expected "
                         "{head}_{backbone}[_{data set}], such as deeplab_resnest50_ade")
     backbone = get_model(spelled.backbone, norm_layer=norm_layer, norm_kwargs=norm_kwargs,
