@@ -4,8 +4,7 @@ import json
 import pytest
 
 from gluon_resnest.errors import UserError
-from gluon_resnest.tasks.comparison import (
-    comparison_table, draw_comparison, metrics_of, open_runs)
+from gluon_resnest.tasks.comparison import comparison_table, draw_comparison, metrics_of, open_runs
 
 
 def write_run(folder, values, *, verdict=None, metric="ap"):

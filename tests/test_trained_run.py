@@ -10,8 +10,8 @@ from gluon_resnest import zoo
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.errors import UserError
-from gluon_resnest.models.resnest import initialize
 from gluon_resnest.interop.weights import save_parameters
+from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks.trained_run import load_backbone, open_run
 
 RECIPE = ClassificationRecipe(network="resnest_tiny", source="a test", classes=3, eval_px=32)

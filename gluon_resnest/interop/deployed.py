@@ -204,7 +204,7 @@ def assumed_card(prefix, crop_px):
 
 def load(path, *, engine=None, device="cpu", card=None):
     """Loads an exported network to run as fast as its engine can; see `deploy.loading.load`."""
-    from gluon_resnest.interop.deploy import loading     # which stands on this module
+    from gluon_resnest.interop.deploy import loading  # which stands on this module
     return loading.load(path, engine=engine, device=device, card=card)
 
 

@@ -15,7 +15,7 @@ COMMAND = "python tools/render_model_zoo.py"
 
 INTRO = f"""# Model zoo
 
-Rendered by `{COMMAND}`; a test fails when it is not what the table in `gluon_resnest/zoo/table.py` gives.
+Rendered by `{COMMAND}`; a test fails when it is not what `gluon_resnest/zoo/table.py` gives.
 
 Parameters and MACs are measured on our networks by `gluon_resnest.interop.analysis`: parameters
 with 1000 classes and without running statistics, MACs as multiply-accumulates of convolutions and
