@@ -46,8 +46,8 @@ SHAPES = SegmentationRecipe(
     scale_high=1.25, blur=0.0, eval_scales="1", eval_flip=False, eval_rule="softmax",
     eval_every=2)
 # Whole images, always the same batch: its statistics are those of the evaluation.
-BY_HEART = replace(SHAPES, dataset="ade20k", classes=150, head_channels=32, epochs=500, batch=3,
-                   warmup_epochs=20.0, base_px=520, crop_px=520, scale_low=1.0, scale_high=1.0,
+BY_HEART = replace(SHAPES, dataset="ade20k", classes=150, head_channels=32, epochs=400, batch=3,
+                   warmup_epochs=20.0, base_px=400, crop_px=400, scale_low=1.0, scale_high=1.0,
                    flip=False, eval_every=100)
 
 RECIPES = {
@@ -96,7 +96,7 @@ RECIPES = {
 
     "shapes": SHAPES,
     "ade20k_sample": BY_HEART,
-    "cityscapes_sample": replace(BY_HEART, dataset="cityscapes", classes=19, batch=1, epochs=400,
+    "cityscapes_sample": replace(BY_HEART, dataset="cityscapes", classes=19, batch=1,
                                  base_px=768, crop_px=768),
 }
 
