@@ -29,7 +29,7 @@ STEPS_PER_EPOCH, EPOCHS, BATCH = 4, 3, 6
 RECIPE = ClassificationRecipe(
     network="resnest_tiny", source="a test", classes=3, epochs=EPOCHS, batch=BATCH, base_lr=2.0,
     warmup_epochs=1.0, crop_px=32, eval_px=32, auto_augment="authors", mixup_alpha=0.2,
-    dropblock=0.1, eval_every=2)
+    dropblock=0.1, ema_decay=0.8, eval_every=2)
 SAVES = ("--save-every", 1, "--keep", 99)
 
 

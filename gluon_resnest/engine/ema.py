@@ -1,6 +1,8 @@
 """Exponential moving average of a network's weights."""
 import contextlib
 
+import mxnet as mx
+
 from gluon_resnest.errors import UserError
 
 _KEY = "trained:"
@@ -29,9 +31,17 @@ class Average:
             self._arrays = {name: weight.copy() for name, weight in self._weights()}
 
     def follow(self):
-        """Takes one step after the network."""
+        """Takes one step after the network.
+
+        The backward pass of a hybridized batch norm writes running statistics behind the back of
+        MXNet's engine: they are read when all work is done, and before the next step begins.
+        """
+        mx.nd.waitall()
         for name, weight in self._weights():
             self._arrays[name] += (1 - self._decay) * (weight - self._arrays[name])
+        for name, parameter in self._params.items():
+            if parameter.grad_req == "null":
+                self._arrays[name].wait_to_read()
 
     @contextlib.contextmanager
     def swapped(self):

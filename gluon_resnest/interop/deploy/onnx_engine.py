@@ -1,4 +1,6 @@
 """Runs ONNX files in onnxruntime, and quantizes them with its static quantizer."""
+import os
+
 import numpy as np
 
 from gluon_resnest.errors import MissingExtra, UserError
@@ -22,7 +24,8 @@ def open_session(file, threads=None):
         raise UserError(f"{str(file)!r} is larger than 2 GB, which no export of this package is")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = threads or (int(asked) if asked.isdigit() else 0)
     try:
         session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:      # its exceptions have no common base of their own
