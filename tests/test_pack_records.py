@@ -142,8 +142,10 @@ def test_a_killed_run_continues_to_the_same_file(tmp_path):
 def test_ctrl_c_is_a_sentence_and_the_run_can_continue(tmp_path):
     root = write_tree(tmp_path / "pictures", each=1000)
     command = [*TOOL, str(root), str(tmp_path / "a.rec"), "--processes", "2", "--reencode"]
+    # What a shell starts in the background ignores SIGINT, and so would this.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True, start_new_session=True)
+                               universal_newlines=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     partial = tmp_path / "a.rec.partial"
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.005)
