@@ -59,7 +59,7 @@ def main(argv=None):
         pixels, names = load(flags.run)
         print_table(pixels, names)
         if flags.save:
-            from gluon_resnest.interop.segmentation_drawing import draw_confusion
+            from gluon_resnest.interop.evaluation_drawing import draw_confusion
             draw_confusion(flags.save, pixels, names)
             print(f"drew {flags.save}")
 

@@ -6,8 +6,7 @@ import numpy as np
 
 from gluon_resnest.data import color
 from gluon_resnest.data.keypoints import SKELETON
-from gluon_resnest.errors import UserError
-from gluon_resnest.interop.drawing import check_picture
+from gluon_resnest.interop.drawing import check_picture, save
 from gluon_resnest.interop.segmentation_drawing import overlay, palette
 from gluon_resnest.models.detection.conventions import conventions
 
@@ -180,8 +179,4 @@ def _draw(path, panels):
         axes.autoscale(False)
         if panel.paint:
             panel.paint(axes)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
-                        "with space") from error
+    save(figure, path)

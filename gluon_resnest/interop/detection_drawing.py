@@ -1,18 +1,14 @@
 """Draws the objects that were found in images: boxes, labels and masks."""
-import math
-
 from gluon_resnest.data import images
-from gluon_resnest.errors import UserError
-from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture
+from gluon_resnest.interop.drawing import draw_images
 from gluon_resnest.interop.segmentation_drawing import palette
 
-_CELL_INCHES = 4.2
 _OPACITY = 0.45
 _LIGHT = 96         # added to dark colours of the palette
 
 
 def draw_detected(path, answers, card):
-    """Draws the first MAX_DRAWN images that were read, each with what was found.
+    """Draws images, each with what was found; see `drawing.draw_images`.
 
     Args:
       path: picture to write, of one of `drawing.FORMATS`.
@@ -22,24 +18,7 @@ def draw_detected(path, answers, card):
     Raises:
       UserError: if no image could be read, or the picture cannot be written.
     """
-    check_picture(path)
-    from matplotlib.figure import Figure
-    drawn = [answer for answer in answers if answer.problem is None][:MAX_DRAWN]
-    if not drawn:
-        raise UserError(f"there is nothing to draw in {str(path)!r}: no image could be read")
-    columns = min(len(drawn), 1 if len(drawn) == 1 else 2 if len(drawn) < 7 else 3)
-    rows = math.ceil(len(drawn) / columns)
-    figure = Figure(figsize=(_CELL_INCHES * columns, _CELL_INCHES * rows), facecolor="white")
-    for position, answer in enumerate(drawn, 1):
-        axes = figure.add_subplot(rows, columns, position)
-        axes.set_axis_off()
-        draw_objects(axes, answer, card)
-    figure.tight_layout(pad=0.3)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
-                        "with space") from error
+    draw_images(path, answers, lambda axes, answer: draw_objects(axes, answer, card))
 
 
 def draw_objects(axes, answer, card):

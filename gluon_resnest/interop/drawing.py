@@ -10,6 +10,7 @@ FORMATS = (".png", ".pdf", ".svg", ".jpg")
 MAX_DRAWN = 24
 
 _CELL_INCHES = (4.6, 2.0)       # of one image with its bars
+_IMAGE_INCHES = 4.2             # of one image alone
 _INK, _GREY, _TRACK = "#1f2933", "#7b8794", "#e4e7eb"
 _FIRST, _OTHER = "#0b6e99", "#9fb3c8"
 _MAX_LABEL = 34
@@ -28,6 +29,46 @@ def check_picture(path):
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
         raise UserError(f"cannot write {str(path)!r}; choose a file in an existing, writable "
                         "folder")
+
+
+def save(figure, path, dpi=150):
+    """Writes a matplotlib figure.
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=dpi)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
+                        "with space") from error
+
+
+def draw_images(path, answers, draw):
+    """Draws the first MAX_DRAWN images that were read, in a grid.
+
+    Args:
+      path: picture to write, of one of FORMATS.
+      answers: list of what has a `problem`, None if the image was read; the others are left out.
+      draw: called with matplotlib axes and an answer.
+
+    Raises:
+      UserError: if no image could be read, or the picture cannot be written.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+    drawn = [answer for answer in answers if answer.problem is None][:MAX_DRAWN]
+    if not drawn:
+        raise UserError(f"there is nothing to draw in {str(path)!r}: no image could be read")
+    columns = min(len(drawn), 1 if len(drawn) == 1 else 2 if len(drawn) < 7 else 3)
+    rows = math.ceil(len(drawn) / columns)
+    figure = Figure(figsize=(_IMAGE_INCHES * columns, _IMAGE_INCHES * rows), facecolor="white")
+    for position, answer in enumerate(drawn, 1):
+        axes = figure.add_subplot(rows, columns, position)
+        axes.set_axis_off()
+        draw(axes, answer)
+    figure.tight_layout(pad=0.3)
+    save(figure, path)
 
 
 def draw_answers(path, answers):
@@ -57,11 +98,7 @@ def draw_answers(path, answers):
         row, column = divmod(position, columns)
         _draw_image(figure.add_subplot(grid[row, 3 * column]), answer)
         _draw_bars(figure.add_subplot(grid[row, 3 * column + 1]), answer)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
-                        "with space") from error
+    save(figure, path)
 
 
 def _draw_image(axes, answer):

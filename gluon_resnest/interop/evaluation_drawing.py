@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gluon_resnest.data import images
-from gluon_resnest.interop.drawing import check_picture
+from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture, save
 
-MAX_DRAWN = 24
 _COLUMNS, _CELL_INCHES = 6, (2.0, 2.3)
+_MAX_NAMED, _MAX_COUNTED = 40, 30       # classes that are named; that are counted, too,
+_MAX_COUNT = 9999                       # up to this number
 
 
 class Mistake(NamedTuple):
@@ -20,13 +21,13 @@ class Mistake(NamedTuple):
     probability: float
 
 
-def draw_confusion(path, counts, names):
-    """Draws a confusion matrix.
+def draw_confusion(path, counts, names=None):
+    """Draws a confusion matrix: the share of each true class that is called each class.
 
     Args:
       path: picture to write, see `drawing.check_picture`.
-      counts: int (K, K); [t, p] images of true class t were called p.
-      names: of the classes.
+      counts: int (K, K); [t, p] images or pixels of true class t were called p.
+      names: of the classes; None numbers them.
 
     Raises:
       UserError: if the picture cannot be written.
@@ -36,22 +37,24 @@ def draw_confusion(path, counts, names):
     counts = np.asarray(counts)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    names = names or [str(number) for number in range(len(counts))]
     side = min(20, 2.5 + 0.5 * len(names))
     figure = Figure(figsize=(side + 1.5, side), layout="constrained", facecolor="white")
     axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     accuracies = [f"{name}  {100 * shares[number, number]:.1f} %" if totals[number] else name
                   for number, name in enumerate(names)]
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), accuracies)
     axes.set(xlabel="predicted", ylabel="true, with its accuracy")
-    if len(names) <= 30:
+    if len(names) <= _MAX_NAMED:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), accuracies)
+    if len(names) <= _MAX_COUNTED and counts.max() <= _MAX_COUNT:
         for (true, predicted), count in np.ndenumerate(counts):
             if count:
                 axes.text(predicted, true, str(count), ha="center", va="center",
                           color="white" if shares[true, predicted] > 0.5 else "black", fontsize=8)
     figure.colorbar(shown, label="share of the true class", shrink=0.8)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def draw_mistakes(path, mistakes):
@@ -79,4 +82,4 @@ def draw_mistakes(path, mistakes):
         axes.imshow(images.load(mistake.file))
         axes.set_title(f"{mistake.predicted} {100 * mistake.probability:.0f} %\n"
                        f"true: {mistake.true}", fontsize=7.5)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)

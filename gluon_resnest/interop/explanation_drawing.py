@@ -4,7 +4,7 @@ import numpy as np
 
 from gluon_resnest.data import images
 from gluon_resnest.data.transforms import eval_transform
-from gluon_resnest.interop.drawing import check_picture
+from gluon_resnest.interop.drawing import check_picture, save
 from gluon_resnest.interop.explain import explain
 
 MAX_DRAWN = 12
@@ -72,7 +72,7 @@ def draw_explanations(path, rows):
         for picture in axes[:2]:
             picture.set_axis_off()
         _draw_attention(axes[2], attention)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def _draw_attention(axes, attention):

@@ -3,6 +3,7 @@ import textwrap
 from collections import Counter, defaultdict, namedtuple
 
 from gluon_resnest.errors import UserError
+from gluon_resnest.interop.drawing import save
 
 _INK, _GREY, _PALE = "#1f2933", "#7b8794", "#f4f6f8"
 _LINE = "#9aa5b1"
@@ -56,11 +57,7 @@ def draw_network(path, name, analysis):
                 fontsize=10.5, color=_GREY, va="center", ha="right")
     _draw_stages(left, analysis, stages, total, block)
     _draw_block(right, block, boxes, ranks, columns, lanes, places)
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
-                        "with space") from error
+    save(figure, path, dpi=130)
 
 
 def _blocks(analysis, stage):

@@ -1,16 +1,12 @@
 """Draws persons' skeletons on their images."""
-import math
-
 from gluon_resnest.data import images
-from gluon_resnest.errors import UserError
-from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture
+from gluon_resnest.interop.drawing import draw_images
 
 _LEFT, _RIGHT, _MIDDLE, _BOX = "#0b6e99", "#d9480f", "#2b8a3e", "#ffffff"
-_CELL_INCHES = 4.2
 
 
 def draw_poses(path, answers, card, *, threshold=0.2):
-    """Draws the first MAX_DRAWN images that were read, with boxes and skeletons.
+    """Draws images with boxes and skeletons; see `drawing.draw_images`.
 
     Args:
       path: picture to write, of one of `drawing.FORMATS`.
@@ -21,27 +17,14 @@ def draw_poses(path, answers, card, *, threshold=0.2):
     Raises:
       UserError: if no image could be read, or the picture cannot be written.
     """
-    check_picture(path)
-    from matplotlib.figure import Figure
-    drawn = [answer for answer in answers if answer.problem is None][:MAX_DRAWN]
-    if not drawn:
-        raise UserError(f"there is nothing to draw in {str(path)!r}: no image could be read")
-    columns = min(len(drawn), 1 if len(drawn) == 1 else 2 if len(drawn) < 7 else 3)
-    rows = math.ceil(len(drawn) / columns)
-    figure = Figure(figsize=(_CELL_INCHES * columns, _CELL_INCHES * rows), facecolor="white")
-    for position, answer in enumerate(drawn, 1):
-        axes = figure.add_subplot(rows, columns, position)
-        axes.imshow(images.load(answer.file))
-        axes.set_axis_off()
-        axes.autoscale(False)
-        for box, joints in zip(answer.boxes, answer.joints):
-            _draw_person(axes, box, joints, card, threshold)
-    figure.tight_layout(pad=0.3)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
-                        "with space") from error
+    draw_images(path, answers, lambda axes, answer: _draw_persons(axes, answer, card, threshold))
+
+
+def _draw_persons(axes, answer, card, threshold):
+    axes.imshow(images.load(answer.file))
+    axes.autoscale(False)
+    for box, joints in zip(answer.boxes, answer.joints):
+        _draw_person(axes, box, joints, card, threshold)
 
 
 def _draw_person(axes, box, joints, card, threshold):

@@ -1,14 +1,13 @@
-"""Draws labelled images with a legend, and confusion matrices."""
+"""Draws labelled images with a legend."""
 import numpy as np
 
-from ..data import images
-from ..errors import UserError
-from .drawing import MAX_DRAWN, check_picture
+from gluon_resnest.data import images
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture, save
 
 _OPACITY = 0.6
 _LEGEND = 12            # classes an image's legend names
 _CELL_INCHES = (3.0, 2.4)
-_MAX_NAMED = 40         # classes whose names fit beside a confusion matrix
 
 
 def palette(count):
@@ -61,43 +60,4 @@ def draw_labelled(path, answers, card):
         for cell in row:
             cell.set_axis_off()
     figure.tight_layout(pad=0.4)
-    _save(figure, path)
-
-
-def draw_confusion(path, pixels, names=None):
-    """Draws a confusion matrix: the share of each true class that is predicted as each class.
-
-    Args:
-      path: picture to write.
-      pixels: int64 (K, K), rows are true classes.
-      names: of the classes, or None.
-
-    Raises:
-      UserError: if the picture cannot be written.
-    """
-    check_picture(path)
-    from matplotlib.figure import Figure
-    count = len(pixels)
-    shares = pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1)
-    side = min(14, 3 + 0.28 * count)
-    figure = Figure(figsize=(side + 1, side), facecolor="white")
-    axes = figure.subplots()
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set(xlabel="predicted", ylabel="true")
-    if count <= _MAX_NAMED:
-        labels = names or [str(number) for number in range(count)]
-        axes.set_xticks(range(count))
-        axes.set_yticks(range(count))
-        axes.set_xticklabels(labels, rotation=90, fontsize=7)
-        axes.set_yticklabels(labels, fontsize=7)
-    figure.colorbar(picture, label="share of the true class", shrink=0.8)
-    figure.tight_layout()
-    _save(figure, path)
-
-
-def _save(figure, path):
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
-                        "with space") from error
+    save(figure, path, dpi=120)
