@@ -27,6 +27,7 @@ def evaluation_images(recipe, path, flag, class_names=None):
 
 
 def training_pipeline(recipe):
+    """Returns the recipe's pipeline of training images; see `data.transforms`."""
     return train_transform(
         recipe.crop_px, auto_augment=recipe.auto_augment, crop=recipe.crop_rule,
         scale=recipe.crop_scale, flip=recipe.flip, jitter=recipe.jitter, lighting=recipe.lighting,
@@ -34,6 +35,7 @@ def training_pipeline(recipe):
 
 
 def evaluation_pipeline(recipe):
+    """Returns the recipe's pipeline of evaluation images; see `data.transforms`."""
     return eval_transform(recipe.eval_px, recipe.eval_protocol)
 
 

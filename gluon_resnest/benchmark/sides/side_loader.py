@@ -5,6 +5,7 @@ _AHEAD = 4          # slots of the loader
 
 
 def make(job):
+    """Returns the `Side` that reads training batches float32 (N, 3, H, W) of job["file"]."""
     import numpy as np
 
     from gluon_resnest.data.classification import FolderDataset

@@ -6,6 +6,7 @@ from worker import Side
 
 
 def make(job):
+    """Returns the `Side` of inference or of a training step, by job["kind"]."""
     if job["device"] == "cpu":
         from gluon_resnest.cli import set_engine_environment
         set_engine_environment()

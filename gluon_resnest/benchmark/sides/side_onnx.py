@@ -8,6 +8,7 @@ _CALIBRATION_BATCHES = 2
 
 
 def make(job):
+    """Returns the `Side` of inference on float32 (N, 3, H, W), of timm's network as ONNX."""
     import numpy as np
     shape = (job["batch"], 3, job["size"], job["size"])
     images = np.random.RandomState(0).standard_normal(shape).astype("float32")
@@ -48,6 +49,8 @@ def _quantized(path, images):
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Batches(quantization.CalibrationDataReader):
+        """Noise like the images: speed does not depend on what the ranges are."""
+
         def __init__(self):
             rng = np.random.RandomState(1)
             self._batches = iter([{"data": rng.standard_normal(images.shape).astype("float32")}

@@ -6,6 +6,7 @@ _SIZE = 1536
 
 
 def make(job):
+    """Returns the `Side` of one matrix product, whose operations are counted in `flops`."""
     a = np.random.RandomState(0).rand(_SIZE, _SIZE).astype("float32")
     out = np.empty_like(a)
     return Side(lambda: np.dot(a, a, out=out), {"numpy": np.__version__}, flops=2 * _SIZE ** 3)

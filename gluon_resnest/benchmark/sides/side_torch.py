@@ -10,6 +10,7 @@ NETWORKS = {"resnest50": "resnest50d", "resnest14": "resnest14d", "resnest26": "
 
 
 def make(job):
+    """Returns the `Side` of inference or of a training step, channels last, by job["kind"]."""
     import torch
     torch.set_num_threads(job["threads"])
     device = torch.device("cuda" if job["device"] == "gpu" else "cpu")

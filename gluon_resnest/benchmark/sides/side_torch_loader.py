@@ -5,6 +5,7 @@ _AHEAD = 2          # batches each process prepares
 
 
 def make(job):
+    """Returns the `Side` that reads training batches of the class folders in job["file"]."""
     import torch
     from side_torch import import_timm
     timm = import_timm()

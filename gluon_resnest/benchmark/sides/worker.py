@@ -119,6 +119,7 @@ def serve(job, connection):
 
 
 def main():
+    """Serves the job of the file that the command line names, as one of its Horovod workers."""
     with open(sys.argv[1]) as file:
         job = json.load(file)
     rank = int(os.environ.get("HOROVOD_RANK", 0))

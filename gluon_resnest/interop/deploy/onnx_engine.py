@@ -63,6 +63,8 @@ def quantize(source, target, batches, *, mode, float_nodes):
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
+        """Hands out the batches once, as onnxruntime asks for them: None at the end."""
+
         def __init__(self):
             self._batches = iter([{"data": images} for images in batches])
 
