@@ -58,6 +58,14 @@ def data_root():
     return root.resolve()
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Names bytes and long texts by their place: an archive's bytes hold the time it was made.
+
+    Workers of pytest-xdist refuse to start when they have collected other names.
+    """
+    return argname if isinstance(val, (bytes, str)) and len(val) > 60 else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks the tests that use `data_root` as realdata; skips what this machine cannot run."""

@@ -33,6 +33,33 @@ class Annotations(NamedTuple):
     segmentations: list
 
 
+class DrawnPictures:
+    """What sources of drawn pictures share: ids from 1 on; every other picture stands upright.
+
+    Args:
+      length: number of pictures.
+      size: height and width, one number or (height, width); exchanged in odd pictures.
+      class_names: of the objects.
+    """
+
+    def __init__(self, length, size, class_names):
+        self._length, self._size = length, (size, size) if np.isscalar(size) else tuple(size)
+        self.class_names = tuple(class_names)
+        self.category_ids = np.arange(1, len(self.class_names) + 1)
+
+    def __len__(self):
+        return self._length
+
+    def image_id(self, index):
+        return index + 1
+
+    def size(self, index):
+        return self._size[::-1] if index % 2 else self._size
+
+    def learnable(self, index):
+        return True
+
+
 def ground_truth(source):
     """Returns a source's objects as the content of an annotation file of COCO."""
     pictures, annotations = [], []

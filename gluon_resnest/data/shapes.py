@@ -5,7 +5,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from gluon_resnest.data.instances import Annotations
+from gluon_resnest.data.instances import Annotations, DrawnPictures
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError, check_choice
 
@@ -102,8 +102,8 @@ class ShapeScenes:
         return f"drawn picture {index}"
 
 
-class ShapeInstances:
-    """A source of scenes with objects, see `instances`; every other picture stands upright.
+class ShapeInstances(DrawnPictures):
+    """A source of scenes with objects, see `instances`; the last shape is always visible.
 
     Picture i depends on (seed, split, i) only. Shapes of which others cover more than four fifths
     are crowds: neither learnt nor counted.
@@ -121,31 +121,16 @@ class ShapeInstances:
     """
 
     def __init__(self, length, size, classes=3, *, seed=0, split="train", most=4):
-        height, width = (size, size) if np.isscalar(size) else size
-        if min(length, height, width, most) < 1 or not 1 <= classes <= len(KINDS):
+        super().__init__(length, size, KINDS[:classes])
+        if min(length, *self._size, most) < 1 or not 1 <= classes <= len(KINDS):
             raise UserError(f"expected a positive length, size and number of shapes and 1 to "
                             f"{len(KINDS)} classes, got {length}, {size}, {most} and {classes}")
         check_choice("split", split, SPLITS)
-        self._length, self._size = length, (height, width)
         self._drawn = (seed, SPLITS.index(split), most, classes)
         self._split = split
-        self.class_names = KINDS[:classes]
-        self.category_ids = np.arange(1, classes + 1)
-
-    def __len__(self):
-        return self._length
-
-    def image_id(self, index):
-        return index + 1
-
-    def size(self, index):
-        return self._size[::-1] if index % 2 else self._size
 
     def name(self, index):
         return f"drawn {self._split} picture {index}"
-
-    def learnable(self, index):
-        return True     # the last shape is visible
 
     def read(self, index):
         return _scene(*self._drawn, index, self.size(index)).image

@@ -1,7 +1,7 @@
 """Images made on the spot: for wiring checks and for measuring speed without a disk."""
 import numpy as np
 
-from gluon_resnest.data.instances import Annotations
+from gluon_resnest.data.instances import Annotations, DrawnPictures
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError
 
@@ -67,7 +67,7 @@ class SyntheticClassification:
         return rows[:, :, None], columns[:, None, :]
 
 
-class SyntheticDetection:
+class SyntheticDetection(DrawnPictures):
     """Coloured rectangles on noise, each class its colour: a source of images with objects.
 
     See `instances`. Picture i depends on (seed, i) only; it has one to four rectangles that do not
@@ -84,32 +84,18 @@ class SyntheticDetection:
     """
 
     def __init__(self, length, size, classes, seed=0):
-        height, width = (size, size) if np.isscalar(size) else size
-        if min(length, classes) < 1 or min(height, width) < 16:
+        super().__init__(length, size, [f"class {number}" for number in range(classes)])
+        if min(length, classes) < 1 or min(self._size) < 16:
             raise UserError(f"expected a positive length and number of classes and a size of at "
                             f"least 16, got {length}, {classes} and {size}")
-        self._length, self._size, self._seed = length, (height, width), seed
-        self.class_names = tuple(f"class {number}" for number in range(classes))
-        self.category_ids = np.arange(1, classes + 1)
+        self._seed = seed
         self._colours = random_for(0, 0, 0, "object colours").integers(60, 256, (classes, 3))
-        side = max(height, width)
+        side = max(self._size)
         self._noise = random_for(seed, 0, 0, "synthetic noise").integers(
             0, 50, (side, side, 3)).astype(np.uint8)
 
-    def __len__(self):
-        return self._length
-
-    def image_id(self, index):
-        return index + 1
-
-    def size(self, index):
-        return self._size[::-1] if index % 2 else self._size
-
     def name(self, index):
         return f"synthetic picture {index}"
-
-    def learnable(self, index):
-        return True
 
     def read(self, index):
         height, width = self.size(index)
