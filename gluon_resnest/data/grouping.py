@@ -7,16 +7,18 @@ import functools
 
 import numpy as np
 
+from gluon_resnest.data.repeat_factor import copies, repeated_order
 from gluon_resnest.data.sampling import EvalPlan, TrainPlan, epoch_order
 
 
 class GroupedPlan:
     """Says which samples a worker trains on at every step; has the interface of `TrainPlan`.
 
-    Step k of the run is the k-th batch that gets complete in the endless sequence of the epochs'
-    permutations, so that in the long run every sample comes equally often. An epoch is the number
-    of steps that shows as many samples as there are. Worker r takes the r-th contiguous part of
-    a batch: what all workers see together does not depend on how many they are.
+    Step k of the run is the k-th batch that gets complete in the endless sequence of passes over
+    the samples, each a permutation, so that in the long run every sample comes as often as the
+    others, or as its factor says. An epoch is the number of steps that shows as many samples as
+    there are. Worker r takes the r-th contiguous part of a batch: what all workers see together
+    does not depend on how many they are.
 
     Args:
       groups: int (L,), the group of each sample.
@@ -24,58 +26,81 @@ class GroupedPlan:
         up, "discard" down. No sample is left out for that.
       shape: callable (epoch, sample) -> what the samples of a batch are sorted by before workers
         get their parts of it.
+      factors: float (L,), how often each sample comes in a pass over them, see `repeat_factor`;
+        None: once. An epoch is as long in either case. Copies are told apart: copy c of sample i
+        is i + c * L.
 
     Raises:
       UserError: if the numbers do not fit together.
     """
 
-    def __init__(self, groups, batch, rank, size, seed, remainder="fill", shape=None):
+    def __init__(self, groups, batch, rank, size, seed, remainder="fill", shape=None,
+                 factors=None):
         plan = TrainPlan(len(groups), batch, rank, size, seed, remainder=remainder)
         self.batch, self.steps_per_epoch = plan.batch, plan.steps_per_epoch
-        self._groups, self._seed, self._whole = np.asarray(groups), seed, batch
-        self._shape = shape
+        self._seed, self._whole, self._shape, self._factors = seed, batch, shape, factors
+        self._groups, self._length = np.asarray(groups), len(groups)
+        self._longest = self._length if factors is None else int(np.ceil(factors).sum())
         self._own = slice(rank * plan.batch, (rank + 1) * plan.batch)
-        self._counts = np.unique(self._groups, return_counts=True)[1].tolist()
-        self._numbers = np.unique(self._groups).tolist()
+        self._numbers, self._rows = np.unique(self._groups, return_inverse=True)
+        self._come = [np.zeros(len(self._numbers), np.int64)]
         self._completed = functools.lru_cache(maxsize=2)(self._completed)
 
     def indices(self, epoch, step):
         """Returns this worker's samples at `step` of `epoch`: int64 (batch,)."""
+        return self.of_all(epoch, step)[self._own]
+
+    def of_all(self, epoch, step):
+        """Returns the samples of all workers at `step` of `epoch`: int64 (batch * workers,)."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"an epoch has steps 0..{self.steps_per_epoch - 1}, got {step}")
         number = epoch * self.steps_per_epoch + step
-        permutation = number * self._whole // len(self._groups)     # no batch is complete earlier
-        while self._before(permutation + 1) <= number:
-            permutation += 1
-        batch = self._completed(permutation)[number - self._before(permutation)]
+        passed = number * self._whole // self._longest      # no batch is complete earlier
+        while self._before(passed + 1) <= number:
+            passed += 1
+        batch = self._completed(passed)[number - self._before(passed)]
         if self._shape is not None:
             batch = np.array(sorted(batch.tolist(), key=lambda index: self._shape(epoch, index)))
-        return batch[self._own]
+        return batch
 
-    def _before(self, permutation):
-        """Returns how many batches are complete before a permutation begins."""
-        return sum(permutation * count // self._whole for count in self._counts)
+    def _before(self, passed):
+        """Returns how many batches are complete before a pass begins."""
+        return int((self._came(passed) // self._whole).sum())
 
-    def _completed(self, permutation):
-        """Returns the batches that get complete in a permutation, in this order: (steps, batch)."""
-        order = epoch_order(len(self._groups), self._seed, permutation)
-        batches, moments = [], []
-        for group, count in zip(self._numbers, self._counts):
-            places = np.flatnonzero(self._groups[order] == group)
-            waiting = permutation * count % self._whole
-            line = np.concatenate([self._last(group, waiting, permutation), order[places]])
+    def _came(self, passed):
+        """Returns how many samples of each group come before a pass: int64 (groups,)."""
+        while len(self._come) <= passed:
+            count = None if self._factors is None else copies(self._factors, self._seed,
+                                                              len(self._come) - 1)
+            self._come.append(self._come[-1] + np.bincount(self._rows, count).astype(np.int64))
+        return self._come[passed]
+
+    def _order(self, passed):
+        """Returns the samples of a pass in their order."""
+        if self._factors is None:
+            return epoch_order(self._length, self._seed, passed)
+        return repeated_order(self._factors, self._seed, passed)
+
+    def _completed(self, passed):
+        """Returns the batches that get complete in a pass, in this order: (steps, batch)."""
+        order = self._order(passed)
+        groups, batches, moments = self._groups[order % self._length], [], []
+        for group, came in zip(self._numbers, self._came(passed).tolist()):
+            places = np.flatnonzero(groups == group)
+            waiting = came % self._whole
+            line = np.concatenate([self._last(group, waiting, passed), order[places]])
             complete = len(line) // self._whole
             batches.append(line[:complete * self._whole].reshape(-1, self._whole))
             moments.append(places[np.arange(1, complete + 1) * self._whole - waiting - 1])
         return np.concatenate(batches)[np.argsort(np.concatenate(moments))]
 
-    def _last(self, group, count, permutation):
-        """Returns the last `count` samples of a group that came before a permutation."""
+    def _last(self, group, count, passed):
+        """Returns the last `count` samples of a group that came before a pass."""
         line = np.zeros(0, np.int64)
         while len(line) < count:
-            permutation -= 1
-            order = epoch_order(len(self._groups), self._seed, permutation)
-            line = np.concatenate([order[self._groups[order] == group], line])
+            passed -= 1
+            order = self._order(passed)
+            line = np.concatenate([order[self._groups[order % self._length] == group], line])
         return line[len(line) - count:]
 
 
