@@ -22,7 +22,7 @@ CLASS_NAMES = "classes.txt"
 _DATA = dict(default="real", choices=("real", "synthetic"),
              help="synthetic: generated images, to measure speed or try the wiring")
 # Flags whose names end so say where a run's data and first weights are; config.json records them.
-_PATHS = ("train", "val", "weights", "_annotations", "_images", "detections")
+_PATHS = ("train", "val", "weights", "_annotations", "_images", "_panoptic", "detections")
 
 # Set where the user has not: name -> (value, reason).
 ENGINE_ENVIRONMENT = {

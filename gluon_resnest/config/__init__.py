@@ -6,8 +6,9 @@ A recipe holds the numbers of an experiment, nothing about a machine or a path. 
 from gluon_resnest.config.classification import ClassificationRecipe
 from gluon_resnest.config.detection import DetectionRecipe
 from gluon_resnest.config.fields import override
+from gluon_resnest.config.panoptic import PanopticRecipe
 from gluon_resnest.config.pose import PoseRecipe
 from gluon_resnest.config.segmentation import SegmentationRecipe
 
-__all__ = ["ClassificationRecipe", "DetectionRecipe", "PoseRecipe", "SegmentationRecipe",
-           "override"]
+__all__ = ["ClassificationRecipe", "DetectionRecipe", "PanopticRecipe", "PoseRecipe",
+           "SegmentationRecipe", "override"]

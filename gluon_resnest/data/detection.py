@@ -1,7 +1,8 @@
 """Images with objects: a dataset, and batches of them padded to one size."""
 import copy
 import pickle
-from typing import NamedTuple
+import zlib
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -14,7 +15,9 @@ from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError
 
 LANDSCAPE, PORTRAIT = 0, 1
-_OBJECTS_BYTES = 1 << 19        # of a row, for an image's objects
+_OBJECTS_BYTES = 1 << 19        # of a row, for an image's objects and labels
+_FAST = 1                       # of zlib's levels
+IGNORED = 255                   # label of a pixel that has no class
 
 
 class DetectionSample(NamedTuple):
@@ -23,11 +26,13 @@ class DetectionSample(NamedTuple):
     image: uint8 (h, w, 3) RGB.
     objects: DetectionObjects in its pixels.
     original: (height, width) of the file.
+    labels: uint8 (h, w), the class of each pixel, IGNORED where it has none; or None.
     """
 
     image: np.ndarray
     objects: DetectionObjects
     original: tuple
+    labels: Optional[np.ndarray] = None
 
 
 class DetectionBatch(NamedTuple):
@@ -39,6 +44,8 @@ class DetectionBatch(NamedTuple):
     objects: list of N DetectionObjects; masks are of the size without padding.
     indices: int64 (N,), of the dataset. image_ids: int64 (N,), COCO's.
     epoch, step: where in the run they belong.
+    labels: uint8 (N, H, W), the class of each pixel, IGNORED where it has none, as in the padding;
+      None if no labels are wanted.
     """
 
     images: np.ndarray
@@ -49,6 +56,7 @@ class DetectionBatch(NamedTuple):
     image_ids: np.ndarray
     epoch: int
     step: int
+    labels: Optional[np.ndarray] = None
 
 
 class DetectionDataset:
@@ -60,14 +68,16 @@ class DetectionDataset:
       masks: whether objects get masks; those without a segmentation are then left out.
       skip_empty: leaves out images without objects other than crowds, as Detectron2 does in
         training.
+      labels: whether samples get the class of each pixel; the source then has `labels(index)`.
 
     Raises:
       UserError: if no image is left, or no object has a mask though masks are wanted; from an
         item, if its file or its masks are broken.
     """
 
-    def __init__(self, source, transform, masks=True, skip_empty=True):
+    def __init__(self, source, transform, masks=True, skip_empty=True, labels=False):
         self.source, self.transform, self._masks = source, transform, masks
+        self._labels = labels
         self.class_names = list(source.class_names)
         self._images = np.array([index for index in range(len(source))
                                  if not skip_empty or source.learnable(index)], np.int64)
@@ -89,7 +99,8 @@ class DetectionDataset:
             objects = moved_objects(annotations, size, move, self._masks)
         except BadMask as error:
             raise UserError(f"{self.name(index)}: {error}; mend or remove it") from error
-        return DetectionSample(moved(image, move, self.transform.rule), objects, size)
+        labels = move.mask(self.source.labels(self._images[index])) if self._labels else None
+        return DetectionSample(moved(image, move, self.transform.rule), objects, size, labels)
 
     def move(self, index, rng):
         """Returns what the transform makes of an image, without reading it."""
@@ -199,7 +210,18 @@ class DetectionLoader:
             images, sizes, np.array([each.original for each in samples], np.int64).reshape(-1, 2),
             [each.objects for each in samples], np.array(batch.indices),
             np.array([self.dataset.image_id(index) for index in batch.indices], np.int64),
-            batch.epoch, batch.step)
+            batch.epoch, batch.step, _stacked_labels(samples, images.shape[2:]))
+
+
+def _stacked_labels(samples, size):
+    """Returns the labels of samples, padded to one size, or None if they have none."""
+    if not samples or samples[0].labels is None:
+        return None
+    labels = np.full((len(samples), *size), IGNORED, np.uint8)
+    for padded, sample in zip(labels, samples):
+        height, width = sample.labels.shape
+        padded[:height, :width] = sample.labels
+    return labels
 
 
 def stack(images, transform, divisor=32):
@@ -248,9 +270,10 @@ def pack(sample, length):
     The length of the head, the head, the pixels. A sample that is too long is left out: the head's
     length is then 0.
     """
-    image, (boxes, classes, masks, crowd), original = sample
+    image, (boxes, classes, masks, crowd), original, labels = sample
     codes = None if masks is None else masks.codes
-    head = pickle.dumps((image.shape, original, boxes, classes, codes, crowd), protocol=4)
+    labels = None if labels is None else zlib.compress(labels.tobytes(), _FAST)
+    head = pickle.dumps((image.shape, original, boxes, classes, codes, crowd, labels), protocol=4)
     row, end = np.empty(length, np.uint8), 8 + len(head)
     fits = end + image.size <= length
     row[:8].view(np.int64)[0] = len(head) if fits else 0
@@ -265,11 +288,14 @@ def unpack(row):
     length = int(row[:8].view(np.int64)[0])
     if not length:
         return None
-    shape, original, boxes, classes, codes, crowd = pickle.loads(row[8:8 + length].tobytes())
+    shape, original, boxes, classes, codes, crowd, labels = pickle.loads(
+        row[8:8 + length].tobytes())
     pixels = row[8 + length:8 + length + int(np.prod(shape))]
     masks = None if codes is None else RunLengthMasks(codes, *shape[:2])
+    if labels is not None:
+        labels = np.frombuffer(zlib.decompress(labels), np.uint8).reshape(shape[:2])
     return DetectionSample(pixels.reshape(shape), DetectionObjects(boxes, classes, masks, crowd),
-                           original)
+                           original, labels)
 
 
 def _limited(dataset, max_pixels, divisor):

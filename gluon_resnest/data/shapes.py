@@ -12,7 +12,7 @@ from gluon_resnest.errors import UserError, check_choice
 KINDS = ("disc", "square", "triangle", "cross", "ring")
 SPLITS = ("train", "held-out")
 _TEXTURE_PX = 8     # of the background's spots
-_SLIVER = 0.2       # of a shape: who shows less of itself is not to be found
+SLIVER = 0.2       # of a shape: who shows less of itself is not to be found
 
 
 class Scene(NamedTuple):
@@ -32,7 +32,7 @@ class Scene(NamedTuple):
     shares: np.ndarray
 
 
-def draw_scene(rng, height, width, *, most=4, kinds=len(KINDS)):
+def draw_scene(rng, height, width, *, most=4, kinds=len(KINDS), ground=None):
     """Draws 1 to `most` shapes over one another on a spotted ground, under noise.
 
     A kind is told by its outline alone: colours are random, so that a network must look at shape.
@@ -42,8 +42,9 @@ def draw_scene(rng, height, width, *, most=4, kinds=len(KINDS)):
       height, width: of the picture in pixels.
       most: largest number of shapes.
       kinds: how many of KINDS are drawn, from the first.
+      ground: what the shapes lie on, float64 (H, W, 3) around 0..255; None draws spots.
     """
-    image = _ground(rng, height, width)
+    image = _ground(rng, height, width) if ground is None else ground.copy()
     masks, numbers, whole = [], [], []
     for _ in range(int(rng.integers(1, most + 1))):
         kind = int(rng.integers(kinds))
@@ -132,14 +133,18 @@ class ShapeInstances(DrawnPictures):
     def name(self, index):
         return f"drawn {self._split} picture {index}"
 
+    def scene(self, index):
+        """Returns the `Scene` of picture `index`."""
+        return _scene(*self._drawn, index, self.size(index))
+
     def read(self, index):
-        return _scene(*self._drawn, index, self.size(index)).image
+        return self.scene(index).image
 
     def objects(self, index):
-        scene = _scene(*self._drawn, index, self.size(index))
+        scene = self.scene(index)
         count, most = len(scene.kinds), self._drawn[2]
         return Annotations(index * most + 1 + np.arange(count), scene.boxes, scene.kinds,
-                           scene.shares < _SLIVER, scene.masks.sum(axis=(1, 2)).astype(np.float64),
+                           scene.shares < SLIVER, scene.masks.sum(axis=(1, 2)).astype(np.float64),
                            list(scene.masks))
 
 

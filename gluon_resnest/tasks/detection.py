@@ -51,6 +51,8 @@ class Detection:
 
     main_metric = "ap"
     workload = staticmethod(detection_workload)
+    build = staticmethod(build_detector)
+    look, look_views = staticmethod(detect), staticmethod(detect_views)
 
     @staticmethod
     def add_flags(parser):
@@ -73,12 +75,7 @@ class Detection:
         self._recipe, self._run, self._comm = recipe, run, comm
         self._workdir = Path(run.workdir) if run.workdir else None
         self._context = comm.context(run.device)
-        spelled = parse(recipe.network)
-        if not spelled:
-            raise UserError(f"{recipe.network!r} is no detector; expected "
-                            "{family}_fpn_{backbone}[_dcn]_coco, such as "
-                            "mask_rcnn_fpn_resnest50_coco")
-        self._data = detection_data.DetectionData(recipe, run, comm, "mask" in spelled.family)
+        self._data = self._open_data()
         self._train, self._val, self.net, self.params = None, None, None, {}
         if run.results:
             if not run.eval_only:
@@ -92,12 +89,11 @@ class Detection:
             self._train = self._data.train()
             self.steps_per_epoch = self._train.steps_per_epoch
         self._val = self._data.evaluation()
-        names = self._val.dataset.class_names
-        self.class_names = names if len(names) == recipe.classes else None
+        self.class_names = self._names(self._val.dataset.source)
 
         enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
-        self.net = build_detector(recipe, comm)
+        self.net = self.build(recipe, comm)
         initialize(self.net, ctx=self._context)
         if run.backbone_weights:
             load_backbone(self.net.features.backbone, run.backbone_weights, ctx=self._context)
@@ -108,7 +104,7 @@ class Detection:
         set_multipliers(self.params, decays=_DECAYS[recipe.decay])
         if run.eval_only:
             return
-        if spelled.deformable and run.device == "cpu":
+        if run.device == "cpu":
             set_deformable_form(self.net, "composed")       # the fused one cannot learn there
         self.update = make_update(recipe, self.net, comm, optimizer(
             recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
@@ -194,6 +190,25 @@ class Detection:
             if loader is not None:
                 loader.close()
 
+    @property
+    def detector(self):
+        """The `RCNN`."""
+        return self.net
+
+    def _open_data(self):
+        spelled = parse(self._recipe.network)
+        if not spelled:
+            raise UserError(f"{self._recipe.network!r} is no detector; expected "
+                            "{family}_fpn_{backbone}[_dcn]_coco, such as "
+                            "mask_rcnn_fpn_resnest50_coco")
+        return detection_data.DetectionData(self._recipe, self._run, self._comm,
+                                            "mask" in spelled.family)
+
+    def _names(self, source):
+        """Returns the names of the classes, or None if the recipe has more than the data."""
+        names = list(source.class_names)
+        return names if len(names) == self._recipe.classes else None
+
     def _prepared(self, loader, batch):
         objects = [Objects(*each) for each in batch.objects]
         return (nd.array(batch.images, ctx=self._context), batch.sizes, objects,
@@ -205,7 +220,7 @@ class Detection:
         for batch in self._shown(self._val.epoch(0), self._val.steps_per_epoch):
             if not len(batch.indices):
                 continue
-            found = detect(self.net, batch.images, batch.sizes, batch.original, self._context)
+            found = self.look(self.net, batch.images, batch.sizes, batch.original, self._context)
             mine.extend(self._results(*row) for row in zip(batch.indices.tolist(), found,
                                                            batch.original))
             if recall:
@@ -225,7 +240,7 @@ class Detection:
                 sample = dataset[index, random_for(0, 0, index)]
                 images, sizes = stack([sample.image], dataset.transform)
                 views.append(View(images[0], sizes[0], flip))
-            found = detect_views(self.net, views, sample.original, ctx=self._context)
+            found = self.look_views(self.net, views, sample.original, ctx=self._context)
             mine.append(self._results(index, found, sample.original))
         return mine
 
@@ -241,8 +256,8 @@ class Detection:
         return np.concatenate([known, more])
 
     def _count(self, recall, batch):
-        boxes, scores = self.net.proposals(nd.array(batch.images, ctx=self._context),
-                                           nd.array(batch.sizes, ctx=self._context))
+        boxes, scores = self.detector.proposals(nd.array(batch.images, ctx=self._context),
+                                                nd.array(batch.sizes, ctx=self._context))
         for row, score, objects in zip(boxes.asnumpy(), scores.asnumpy(), batch.objects):
             recall.update(row[score > NO_BOX / 2], objects.boxes[~objects.crowd])
 
@@ -253,7 +268,7 @@ class Detection:
     def _judged(self, rows):
         """Writes and judges what all workers found."""
         results = {"bbox": list(itertools.chain.from_iterable(boxes for _, boxes, _ in rows))}
-        if len(self.net.mask_heads):
+        if len(self.detector.mask_heads):
             results["segm"] = list(itertools.chain.from_iterable(masks for *_, masks in rows))
         if self._workdir is not None:
             for kind, found in results.items():

@@ -37,6 +37,8 @@ class DetectionData:
       masks: whether masks are learnt.
     """
 
+    labels = False      # whether the class of each pixel is learnt, too
+
     def __init__(self, recipe, run, comm, masks):
         self._recipe, self._run, self._comm, self._masks = recipe, run, comm, masks
         conventions = conventions_of(recipe.conventions)
@@ -56,7 +58,7 @@ class DetectionData:
             recipe.short_sides, recipe.sampling, recipe.max_px, flip=recipe.flip,
             crop=recipe.crop and (recipe.crop, recipe.crop), **self._pixels)
         dataset = DetectionDataset(self._source("train"), transform, masks=self._masks,
-                                   skip_empty=recipe.skip_empty)
+                                   skip_empty=recipe.skip_empty, labels=self.labels)
         return DetectionLoader(
             dataset, batch=recipe.batch, rank=self._comm.rank, size=self._comm.size,
             seed=recipe.seed, workers=run.data_workers, max_pixels=recipe.max_pixels)
@@ -105,16 +107,20 @@ class DetectionData:
 
     def _generated(self, split):
         """Returns drawn shapes, or coloured rectangles where there are more classes than shapes."""
-        recipe, side = self._recipe, max(self._recipe.short_sides)
-        images, size = (recipe.batch * self._run.synthetic_steps,
-                        (side, min(side * 5 // 4, recipe.max_px)))
-        if split == "val":
-            images = max(1, min(HELD_OUT, images // 2))
+        recipe, (images, size) = self._recipe, self._drawn(split)
         if recipe.classes > len(KINDS):
             return SyntheticDetection(images, size, recipe.classes,
                                       seed=recipe.seed + (split == "val"))
         return ShapeInstances(images, size, recipe.classes, seed=recipe.seed,
                               split="train" if split == "train" else "held-out")
+
+    def _drawn(self, split):
+        """Returns the number and the (height, width) of the drawn pictures of a split."""
+        recipe, side = self._recipe, max(self._recipe.short_sides)
+        images = recipe.batch * self._run.synthetic_steps
+        if split == "val":
+            images = max(1, min(HELD_OUT, images // 2))
+        return images, (side, min(side * 5 // 4, recipe.max_px))
 
     def _voc(self, split):
         """Opens a folder in VOC's layout; classes.txt there names other classes than VOC's."""

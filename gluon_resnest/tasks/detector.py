@@ -1,8 +1,9 @@
-"""The network of a detection recipe."""
+"""The networks of recipes of detection and panoptic segmentation."""
 import dataclasses
 
 from gluon_resnest.models.detection.build import Norms, detector
 from gluon_resnest.models.detection.conventions import conventions as conventions_of
+from gluon_resnest.models.detection.panoptic import panoptic
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.zoo import get_model
 
@@ -15,6 +16,19 @@ def build_detector(recipe, comm=None, *, class_names=None):
       comm: this worker's Comm; without one nothing is synchronised, for inference.
       class_names: of the classes; None numbers them.
     """
+    return detector(recipe.network.lower(), get_model, classes=class_names or recipe.classes,
+                    **_options(recipe, comm))
+
+
+def build_panoptic(recipe, comm=None, *, class_names=None, stuff_names=None):
+    """Builds the network of a PanopticRecipe, without values; as `build_detector`."""
+    return panoptic(recipe.network.lower(), get_model, classes=class_names or recipe.classes,
+                    stuff=stuff_names or recipe.stuff, semantic_channels=recipe.semantic_channels,
+                    semantic_weight=recipe.semantic_weight, **_options(recipe, comm))
+
+
+def _options(recipe, comm):
+    """Returns what a recipe says of its detector, as arguments of `build.detector`."""
     changes = {"roi_samples": recipe.roi_samples, "detections": recipe.detections,
                **dict.fromkeys(("post_nms_train", "cascade_post_nms_train", "post_nms_test"),
                                recipe.proposals)}
@@ -27,8 +41,6 @@ def build_detector(recipe, comm=None, *, class_names=None):
             return norm_layer("sync", {"workers": comm}) if comm else "batch"
         return policy
 
-    return detector(
-        recipe.network.lower(), get_model, classes=class_names or recipe.classes,
-        conventions=conventions, norms=Norms(*map(norm, recipe.norms)),
-        dropblock=recipe.dropblock, box_head=recipe.box_head, mask_convs=recipe.mask_convs,
-        frozen_stages=recipe.frozen_stages)
+    return dict(conventions=conventions, norms=Norms(*map(norm, recipe.norms)),
+                dropblock=recipe.dropblock, box_head=recipe.box_head,
+                mask_convs=recipe.mask_convs, frozen_stages=recipe.frozen_stages)

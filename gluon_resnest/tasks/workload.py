@@ -1,12 +1,15 @@
 """What a training costs in images, values and bytes, for `--plan`; nothing is allocated."""
 import math
 
+from mxnet.gluon import nn
+
 from gluon_resnest.data.keypoints import JOINTS
 from gluon_resnest.data.sampling import TrainPlan
 from gluon_resnest.engine.plan import Workload
 from gluon_resnest.interop.analysis import analyze
 from gluon_resnest.models.detection.rcnn import BOX_SIZE, MASK_SIZE
-from gluon_resnest.tasks.detector import build_detector
+from gluon_resnest.models.detection.semantic_head import LEVELS
+from gluon_resnest.tasks.detector import build_detector, build_panoptic
 from gluon_resnest.zoo import get_model, pose_model, segmentation_model
 
 _DIVISOR = 32       # of padded sides of a detector's images
@@ -49,14 +52,41 @@ def detection_workload(recipe, cluster):
     Activations are those of the largest image, frozen stages included, and of the heads.
     """
     net = build_detector(recipe)
-    sides = [-(-side // _DIVISOR) * _DIVISOR for side in (max(recipe.short_sides), recipe.max_px)]
-    kept = _bytes(net.features, *sides)
+    return _workload(recipe, net, _steps(recipe, cluster),
+                     _bytes(net.features, *_padded(recipe)) + _roi_bytes(net))
+
+
+def panoptic_workload(recipe, cluster):
+    """Returns the `Workload` of a PanopticRecipe; as `detection_workload`."""
+    net = build_panoptic(recipe)
+    kept = _bytes(_Pixels(net), *_padded(recipe)) + _roi_bytes(net.detector)
+    return _workload(recipe, net, _steps(recipe, cluster), kept)
+
+
+class _Pixels(nn.HybridBlock):
+    """What a panoptic network does with whole images."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.features, self.semantic = net.features, net.semantic
+
+    def hybrid_forward(self, F, x):
+        return self.semantic(*self.features(x)[:LEVELS])
+
+
+def _roi_bytes(net):
+    """Returns what training keeps of the RoIs of one image in the heads of an `RCNN`."""
+    kept = 0
     rois, masks = net.conventions.roi_samples, net.conventions.max_mask_rois
-    channels = net.features.fpn.outputs[0].conv._channels
     for head, size, count in [(stage.head, BOX_SIZE, rois) for stage in net.stages] + [
             (head, MASK_SIZE, masks) for head in net.mask_heads]:
-        kept += _bytes(head, size, size, batch=count, in_channels=channels)
-    return _workload(recipe, net, _steps(recipe, cluster), kept)
+        kept += _bytes(head, size, size, batch=count, in_channels=net.features.fpn.channels)
+    return kept
+
+
+def _padded(recipe):
+    """Returns height and width of the largest batch of a DetectionRecipe."""
+    return [-(-side // _DIVISOR) * _DIVISOR for side in (max(recipe.short_sides), recipe.max_px)]
 
 
 def _bytes(net, height, width, **shape):

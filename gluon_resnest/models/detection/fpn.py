@@ -15,10 +15,14 @@ class FPN(nn.HybridBlock):
       channels: of all outputs.
       norm: constructor of a normalisation layer after each convolution; None for biases.
       p6: see `Conventions`.
+
+    Attributes:
+      channels: as given.
     """
 
     def __init__(self, in_channels, *, channels=256, norm=None, p6="pool"):
         super().__init__()
+        self.channels = channels
         self.laterals = block_list(
             ConvNorm(channels, 1, in_channels=inputs, init=XAVIER, norm=norm)
             for inputs in in_channels)

@@ -12,7 +12,7 @@ from gluon_resnest.models.detection.losses import own_class
 from gluon_resnest.models.detection.roi_heads import BoxPredictor, keep_rows
 from gluon_resnest.models.detection.roi_pooling import RoIPooling
 from gluon_resnest.models.detection.rpn import NO_BOX, Proposals
-from gluon_resnest.models.graphs import TwoGraphs
+from gluon_resnest.models.detection.sized import SizedImages, sizes_of
 
 BOX_SIZE, MASK_SIZE = 7, 14     # sides of pooled RoIs; masks have twice MASK_SIZE
 
@@ -21,7 +21,7 @@ BOX_SIZE, MASK_SIZE = 7, 14     # sides of pooled RoIs; masks have twice MASK_SI
 CANDIDATES = 3000
 
 
-class RCNN(TwoGraphs):
+class RCNN(SizedImages):
     """Two-stage detector; any image size and any batch size, also in exported files.
 
     Called with images (N, 3, H, W), it returns, best first, with D = `detections` rows each:
@@ -129,21 +129,13 @@ class RCNN(TwoGraphs):
             block.initialize(ctx=layer.weight.list_ctx())
         return block
 
-    def __call__(self, x, sizes=None):
-        if sizes is None and isinstance(x, nd.NDArray):     # one signature, one cached graph
-            sizes = nd.array([x.shape[2:]], ctx=x.context)
-        return super().__call__(*([x] if sizes is None else [x, sizes]))
-
-    def export(self, path, epoch=0, remove_amp_cast=True):
-        """Writes the inference graph, whose one input is the images, and the parameters."""
-        self._clear_cached_op()
-        self._build_cache(nd.zeros(1))
-        super().export(path, epoch, remove_amp_cast)
-        self._clear_cached_op()
-
     def losses(self, images, sizes, objects, rngs):
         """Returns the losses of one batch by name; see `training.losses`."""
-        return training.losses(self, images, sizes, objects, rngs)
+        return self.losses_on(self.features(images), sizes, objects, rngs)
+
+    def losses_on(self, maps, sizes, objects, rngs):
+        """As `losses`, from the maps of the pyramid."""
+        return training.losses(self, maps, sizes, objects, rngs)
 
     def proposals(self, x, sizes):
         """Returns what the RPN alone says in inference: boxes (N, P, 4), best first, and their
@@ -155,10 +147,10 @@ class RCNN(TwoGraphs):
         return self._masks(nd, ids, bboxes, self.features(x)[:-1])
 
     def hybrid_forward(self, F, x, sizes=None):
-        if sizes is None:
-            shape = F.slice_axis(F.shape_array(x), axis=0, begin=2, end=4)
-            sizes = F.reshape(F.cast(shape, dtype="float32"), shape=(1, 2))
-        maps = self.features(x)
+        return self.detections(F, self.features(x), sizes_of(F, x, sizes))
+
+    def detections(self, F, maps, sizes):
+        """Returns what the network returns, from the maps of the pyramid."""
         rois, scores = self.test_proposals(sizes, *self.rpn(*maps))
         probabilities, boxes = self._boxes(F, rois, maps[:-1], sizes)
         there = F.expand_dims(scores > NO_BOX / 2, axis=2)

@@ -14,12 +14,12 @@ from gluon_resnest.models.detection.targets import (
     anchor_targets, mask_rois, relabelled, roi_targets)
 
 
-def losses(net, images, sizes, objects, rngs):
+def losses(net, maps, sizes, objects, rngs):
     """Computes all losses; called under `autograd.record()`.
 
     Args:
       net: `RCNN`.
-      images: NDArray (N, 3, H, W), padded to one size.
+      maps: what `net.features` says of images (N, 3, H, W), padded to one size.
       sizes: numpy (N, 2), (height, width) of each image without its padding.
       objects: N `targets.Objects`; with masks if the net has mask heads.
       rngs: N numpy Generators, keyed by (seed, epoch, image).
@@ -30,9 +30,8 @@ def losses(net, images, sizes, objects, rngs):
       stages are in the totals.
     """
     objects = [each.learnable() for each in objects]
-    maps = net.features(images)
     logits, deltas, anchors = net.rpn(*maps)
-    sizes = nd.array(sizes, ctx=images.context)
+    sizes = nd.array(sizes, ctx=maps[0].context)
     with autograd.pause():
         proposals, scores = net.train_proposals(sizes, logits, deltas, anchors)
     results = _rpn(net, logits, deltas, anchors, objects, rngs)

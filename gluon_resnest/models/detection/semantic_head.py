@@ -1,0 +1,63 @@
+"""The class of every pixel from a feature pyramid (Kirillov et al. 2019, figure 3)."""
+import numpy as np
+from mxnet import nd
+from mxnet.gluon import nn
+
+from gluon_resnest.models.detection.conv_norm import MSRA, ConvNorm, block_list
+from gluon_resnest.models.detection.losses import Loss
+
+LEVELS = 4              # p2 to p5
+VOID = 255              # label of a pixel that neither trains nor counts
+
+
+class SemanticHead(nn.HybridBlock):
+    """[p2, ..., p5] to logits (N, classes, 4 h, 4 w), where p2 is (N, C, h, w).
+
+    Each map comes to the size of p2 by 3x3 convolutions with norm and ReLU, each followed by
+    twofold bilinear upsampling; p2 has one convolution and no upsampling. Their sum is classified
+    and upsampled four times. What is beyond a finer map is cut off, so that images of any size do.
+
+    Args:
+      in_channels: C.
+      classes: length of the logits.
+      channels: of the convolutions.
+      norm: constructor of a normalisation layer, or None for biased convolutions.
+    """
+
+    def __init__(self, in_channels, classes, *, channels=128, norm=None):
+        super().__init__()
+        self.levels = block_list(
+            block_list(ConvNorm(channels, 3, in_channels=channels if number else in_channels,
+                                init=MSRA, norm=norm) for number in range(max(1, level)))
+            for level in range(LEVELS))
+        self.logits = nn.Conv2D(classes, 1, in_channels=channels, weight_initializer=MSRA)
+
+    def hybrid_forward(self, F, *maps):
+        total = None
+        for level, (convs, x) in enumerate(zip(self.levels, maps)):
+            for conv in convs:
+                x = F.relu(conv(x))
+                if level:
+                    x = upsampled(F, x, 2)
+            total = x if total is None else total + F.slice_like(x, total, axes=(2, 3))
+        return upsampled(F, self.logits(total), 4)
+
+
+def upsampled(F, x, factor):
+    """Returns maps `factor` times as high and wide, bilinear between the centres of pixels."""
+    return F.contrib.BilinearResize2D(x, mode="size", scale_height=factor, scale_width=factor,
+                                      align_corners=False)
+
+
+def semantic_loss(logits, labels):
+    """Returns the `Loss` of all pixels but VOID: the sum of their cross entropies, their number.
+
+    Args:
+      logits: NDArray (N, K, H, W).
+      labels: numpy (N, H, W), 0..K-1 or VOID.
+    """
+    valid = labels != VOID
+    classes, counted = (nd.array(part, ctx=logits.context, dtype="float32")
+                        for part in (np.where(valid, labels, 0), valid))
+    entropy = -nd.pick(nd.log_softmax(logits, axis=1), classes, axis=1)
+    return Loss(nd.sum(entropy * counted), float(valid.sum()))
