@@ -129,7 +129,11 @@ def test_predict_prints_shares_and_draws(capsys, exported, photos, tmp_path):
     predict = tool("predict")
     code, out, _ = run(capsys, predict, exported, photos, "--save", tmp_path / "overlay.png")
     assert code == 0 and "%  " in out and any(name in out for name in CARD.class_names)
-    assert images.load(tmp_path / "overlay.png").shape[1] > 100
+    wide = images.load(tmp_path / "overlay.png").shape[1]
+    code, _, err = run(capsys, predict, exported, photos, "--opacity", "1", "--save",
+                       tmp_path / "labels.png")
+    assert code == 0, err
+    assert images.load(tmp_path / "labels.png").shape[1] < 0.75 * wide      # no column of photos
     code, out, _ = run(capsys, predict, exported, photos, "--json")
     answers = json.loads(out)
     assert len(answers) == 2
@@ -151,7 +155,8 @@ def test_export_tool_takes_parameter_files(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("words, message", [(["--protocol", "gluon"], "--protocol"),
-                                            (["--weights", "x"], "--weights belongs")])
+                                            (["--weights", "x"], "--weights belongs"),
+                                            (["--save", "x.png", "--opacity", "2"], "0..1")])
 def test_flags_of_classifiers_are_refused(capsys, exported, photos, words, message):
     code, _, err = run(capsys, tool("predict"), exported, photos, *words)
     assert code == 2 and message in err and "Traceback" not in err

@@ -46,6 +46,9 @@ def parse(argv=None):
                         help="classes an image (default: %(default)s)")
     parser.add_argument("--save", metavar="PICTURE", help="draw the first 24 images with "
                         "their answers (.png, .pdf, .svg)")
+    parser.add_argument("--opacity", type=float, default=0.6, metavar="SHARE",
+                        help="of the colours that --save lays on a segmented picture; 1 leaves the "
+                        "picture itself out (default: %(default)s)")
     parser.add_argument("--explain", metavar="PICTURE", help="draw for the first 12 images where a "
                         "classifier finds the evidence for its guess, and how its blocks weight "
                         "their splits; not for exported pairs")
@@ -184,7 +187,7 @@ def tell_labels(predictor, flags, files):
             for row in shares[answer.file]:
                 print(f"  {100 * row['share']:6.2f} %  {row['name']}")
     if flags.save:
-        draw_labelled(flags.save, answers, predictor.card)
+        draw_labelled(flags.save, answers, predictor.card, flags.opacity)
     return answers
 
 
