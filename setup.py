@@ -20,6 +20,7 @@ EXTRAS = {
     "train": ["horovod==0.28.1"],    # needs cmake 3.18 to 3.31; see docs/install.md
     "gluoncv": ["gluoncv==0.10.5.post0"],
     "coco": ["pycocotools>=2.0.7"],
+    "lvis": ["lvis==0.5.3", "pycocotools>=2.0.7"],
     # libturbojpeg 3 for data/jpeg.py, where the system has none; wheels for Linux on x86-64 only.
     "fast": ["turbojpeg==0.0.2; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     "onnx": ["onnx==1.16.2", "onnxruntime>=1.19,<1.21"],

@@ -53,7 +53,8 @@ LIBRARIES = {
 
 # Libraries that may be absent: imported only inside the function that needs them.
 OPTIONAL = {"gluoncv", "pycocotools", "onnx", "onnxruntime", "torch", "tensorboard", "matplotlib",
-            "safetensors", "sklearn", "wandb", "timm", "torchvision", "nncf", "openvino", "resnest"}
+            "safetensors", "sklearn", "wandb", "timm", "torchvision", "nncf", "openvino", "resnest",
+            "lvis"}
 
 Import = namedtuple("Import", "file line module at_module_level")
 

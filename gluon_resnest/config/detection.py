@@ -18,8 +18,11 @@ class DetectionRecipe(Recipe):
     recipe counts `length` and `milestones` (decision 0122).
     """
 
-    network: str = setting(REQUIRED, "network by its zoo name, {family}_fpn_{backbone}[_dcn]_coco")
+    network: str = setting(REQUIRED, "network by its zoo name, {family}_fpn_{backbone}[_dcn]_"
+                           "{coco|lvis}")
     source: str = setting(REQUIRED, "where the numbers come from")
+    dataset: str = setting("coco", "whose annotation files are read and whose AP judges; coco: "
+                           "those in COCO's format and VOC's layout, too", choices=("coco", "lvis"))
     classes: int = setting(80, "number of classes of objects", low=1)
     conventions: str = setting("detectron2", "framework whose definitions of anchors, targets, "
                                "losses and post-processing hold",
@@ -36,6 +39,13 @@ class DetectionRecipe(Recipe):
                                        "the conventions say", low=1)
     detections: Optional[int] = setting(None, "detections of an image that are kept; none: as the "
                                         "conventions say", low=1)
+    score_threshold: Optional[float] = setting(None, "detections score higher; none: as the "
+                                               "conventions say", low=0.0, high=1.0)
+    class_loss: str = setting("softmax", "classes of RoIs are learnt and scored by softmax, by a "
+                              "sigmoid for each, or so with a loss over some of the classes, those "
+                              "of the images of a step and others drawn (federated)",
+                              choices=("softmax", "sigmoid", "federated"))
+    federated_classes: int = setting(50, "classes in the federated loss", low=1)
     dropblock: float = setting(0.0, "DropBlock probability of stages 3 and 4", low=0.0, high=0.5)
     # schedule
     unit: str = setting("iterations", "in which length and milestones count",
@@ -69,6 +79,9 @@ class DetectionRecipe(Recipe):
     skip_empty: bool = setting(True, "leave out training images without objects")
     max_pixels: Optional[int] = setting(None, "largest height times width of a padded image",
                                         low=1024)
+    repeat_threshold: float = setting(0.0, "images with a class that is on a smaller share of the "
+                                      "images come more often (repeat-factor sampling); 0: none",
+                                      low=0.0, high=1.0)
     pick: int = setting(0, "train and evaluate on the first so many training images without a "
                         "crowd and without a box below 16 px on a side as resized; 0: on all",
                         low=0)

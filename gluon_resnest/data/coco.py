@@ -26,7 +26,7 @@ def read_instances(json_path, images_dir):
     Raises:
       UserError: if a file is missing or damaged, or an entry makes no sense; names file and id.
     """
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return CocoInstances(read_json(json_path), images_dir, str(json_path))
 
 
@@ -47,6 +47,8 @@ class CocoInstances:
     Raises:
       UserError: see `read_instances`.
     """
+
+    files = "COCO's instances: instances_*.json or image_info_*.json"    # what a reader expects
 
     def __init__(self, content, images_dir, source):
         self._source, self._folder = source, Path(images_dir)
@@ -174,8 +176,8 @@ class CocoInstances:
         """Returns a list for each field of one of the file's tables."""
         rows = content.get(table) if isinstance(content, dict) else None
         if not isinstance(rows, list):
-            raise UserError(f"{self._source} is no annotation file of COCO's instances: it has no "
-                            f"list of {table}; give an instances_*.json or an image_info_*.json")
+            raise UserError(f"{self._source} is no annotation file like {self.files}: it has no "
+                            f"list of {table}; give such a file")
         try:
             return [[row[field] for row in rows] for field in fields]
         except (KeyError, TypeError):
@@ -237,7 +239,7 @@ class CocoInstances:
 
 
 @contextlib.contextmanager
-def _no_garbage_collection():
+def no_garbage_collection():
     """Keeps Python from looking for cycles in millions of new lists again and again."""
     enabled = gc.isenabled()
     gc.disable()

@@ -62,6 +62,8 @@ class DetectionBatch(NamedTuple):
 class DetectionDataset:
     """Images with objects: `dataset[index, rng] -> DetectionSample`.
 
+    Indices beyond the last begin anew: copies of an image, each with what is random of its own.
+
     Args:
       source: see `instances`.
       transform: `detection_transforms.TrainTransform` or `EvalTransform`.
@@ -92,19 +94,20 @@ class DetectionDataset:
 
     def __getitem__(self, key):
         index, rng = key
-        image = self.source.read(self._images[index])
+        number = self._number(index)
+        image = self.source.read(number)
         size, move = image.shape[:2], self.move(index, rng)
-        annotations = self.source.objects(self._images[index])
+        annotations = self.source.objects(number)
         try:
             objects = moved_objects(annotations, size, move, self._masks)
         except BadMask as error:
             raise UserError(f"{self.name(index)}: {error}; mend or remove it") from error
-        labels = move.mask(self.source.labels(self._images[index])) if self._labels else None
+        labels = move.mask(self.source.labels(number)) if self._labels else None
         return DetectionSample(moved(image, move, self.transform.rule), objects, size, labels)
 
     def move(self, index, rng):
         """Returns what the transform makes of an image, without reading it."""
-        number = self._images[index]
+        number = self._number(index)
         return self.transform.move(*self.source.size(number),
                                    lambda: self.source.objects(number).boxes, rng)
 
@@ -127,15 +130,23 @@ class DetectionDataset:
 
     def aspect(self, index):
         """Returns LANDSCAPE for an image that is wider than high, else PORTRAIT."""
-        height, width = self.source.size(self._images[index])
+        height, width = self.source.size(self._number(index))
         return LANDSCAPE if width > height else PORTRAIT
 
     def image_id(self, index):
-        return self.source.image_id(self._images[index])
+        return self.source.image_id(self._number(index))
 
     def name(self, index):
         """Returns what an error message calls this sample."""
-        return self.source.name(self._images[index])
+        return self.source.name(self._number(index))
+
+    def shown(self, index):
+        """Returns the classes of an image's objects, crowds aside: int64, each once."""
+        objects = self.source.objects(self._number(index))
+        return np.unique(objects.classes[~objects.crowd])
+
+    def _number(self, index):
+        return self._images[index % len(self._images)]
 
 
 class DetectionLoader:
@@ -148,6 +159,8 @@ class DetectionLoader:
       seed: the run's.
       workers: loader processes; 0 reads in this one.
       train: endless batches by `grouping.GroupedPlan`; else each image once.
+      factors: float (images,), how often each comes in training, see `repeat_factor`; None: all
+        equally often.
       max_pixels: largest height times width of a padded image; longer sides are limited to this
         over the largest shorter side, whatever else is in the batch. None: no further limit.
       divisor: padded sides are multiples of it.
@@ -160,13 +173,14 @@ class DetectionLoader:
       UserError: if the numbers do not fit together, or the first image cannot be read.
     """
 
-    def __init__(self, dataset, *, batch, rank, size, seed, workers, train=True, max_pixels=None,
-                 divisor=32):
+    def __init__(self, dataset, *, batch, rank, size, seed, workers, train=True, factors=None,
+                 max_pixels=None, divisor=32):
         self.dataset = _limited(dataset, max_pixels, divisor)
         self._seed, self._divisor = seed, divisor
         if train:
             groups = [dataset.aspect(index) for index in range(len(dataset))]
-            self.plan = GroupedPlan(groups, batch, rank, size, seed, shape=self._shape)
+            self.plan = GroupedPlan(groups, batch, rank, size, seed, shape=self._shape,
+                                    factors=factors)
         else:
             shapes = [self._shape(0, index) for index in range(len(dataset))]
             self.plan = SortedEvalPlan(shapes, batch, rank, size)
@@ -190,6 +204,11 @@ class DetectionLoader:
     def rng(self, batch, number):
         """Returns the generator for what is sampled of image `number` of a batch."""
         return random_for(self._seed, batch.epoch, int(batch.indices[number]), "targets")
+
+    def shown(self, batch):
+        """Returns the classes on the images of all workers at a batch's step: int64, each once."""
+        samples = self.plan.of_all(batch.epoch, batch.step)
+        return np.unique(np.concatenate([self.dataset.shown(index) for index in samples]))
 
     def close(self):
         """Ends the loader processes."""

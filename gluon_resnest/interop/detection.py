@@ -14,7 +14,7 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.interop import cards, deployed
 from gluon_resnest.interop.cards import class_names, triple, whole
 from gluon_resnest.interop.weights import load_parameters
-from gluon_resnest.models.detection.build import COCO_CLASSES, parse
+from gluon_resnest.models.detection.build import parse
 from gluon_resnest.models.detection.inference import Found, in_originals
 from gluon_resnest.models.detection.pasting import encode, paste
 
@@ -99,12 +99,12 @@ def read_card(prefix):
 
 
 def is_detector(name):
-    """Returns whether a name spells a detector, {family}_fpn_{backbone}[_dcn]_coco."""
+    """Returns whether a name spells a detector, {family}_fpn_{backbone}[_dcn]_{coco|lvis}."""
     return parse(name.lower()) is not None
 
 
 def from_zoo(name, weights, *, ctx=None):
-    """Builds a detector of the zoo, for COCO's classes, with the weights of a file.
+    """Builds a detector of the zoo, for its data set's classes, with the weights of a file.
 
     Returns:
       (net, card).
@@ -117,7 +117,7 @@ def from_zoo(name, weights, *, ctx=None):
         raise UserError(f"no weights are published for {name!r}; give a file with --weights FILE")
     net = zoo.get_model(name)
     load_parameters(net, weights, ctx=ctx or mx.cpu())
-    return net, card_of(net, name, class_names=COCO_CLASSES)
+    return net, card_of(net, name, class_names=net.classes)
 
 
 class Detected(NamedTuple):

@@ -1,4 +1,5 @@
 """Detection and instance segmentation as a Task: R-CNNs on a pyramid, COCO's AP (paper, 6.1)."""
+import functools
 import itertools
 import logging
 from pathlib import Path
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from gluon_resnest.data.detection import stack
 from gluon_resnest.data.keypoints import read_json
+from gluon_resnest.data.repeat_factor import image_counts
 from gluon_resnest.data.sampling import random_for, shard
 from gluon_resnest.engine.amp import enable
 from gluon_resnest.engine.optim import Steps, decays, optimizer, set_multipliers
@@ -19,6 +21,7 @@ from gluon_resnest.models.deform import set_deformable_form
 from gluon_resnest.models.detection.build import parse
 from gluon_resnest.models.detection.inference import View, detect, detect_views
 from gluon_resnest.models.detection.rpn import NO_BOX
+from gluon_resnest.models.detection.sampling import draw_classes
 from gluon_resnest.models.detection.targets import Objects
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks import detection_data
@@ -26,6 +29,7 @@ from gluon_resnest.tasks.coco_files import write_results
 from gluon_resnest.tasks.detection_evaluation import (
     KINDS, ProposalRecall, check_results, coco_ap, coco_results, table)
 from gluon_resnest.tasks.detector import build_detector
+from gluon_resnest.tasks.lvis_evaluation import lvis_ap
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.tasks.workload import detection_workload
@@ -33,6 +37,9 @@ from gluon_resnest.zoo import load_weights
 
 RESULTS = {"bbox": "boxes.json", "segm": "masks.json"}      # in the run directory, COCO's format
 PER_CLASS = "classes.json"                                  # in the run directory: AP by class
+_AP = {"coco": coco_ap, "lvis": lvis_ap}
+_TOLD = {"ap50": "AP50", "ap75": "AP75", "ap_rare": "APr", "ap_common": "APc",
+         "ap_frequent": "APf"}
 _SUM_NUMBERS = range(8)             # more than the sums that are under way at a time
 _DECAYS = {"all": lambda name: True, "no_norms": lambda name: not name.endswith(("gamma", "beta")),
            "weights": decays}
@@ -121,7 +128,7 @@ class Detection:
         """Does nothing: no setting of the network changes while it trains."""
 
     def batches(self, start_step):
-        """Yields (images on the device, sizes, `Objects`, generators), from a global step on."""
+        """Yields what `RCNN.losses` takes, images on the device, from a global step on."""
         return (self._prepared(self._train, batch) for batch in self._train.batches(start_step))
 
     def losses(self, batch):
@@ -146,9 +153,9 @@ class Detection:
         Writes boxes.json, masks.json and classes.json into the run directory, if there is one.
 
         Returns:
-          `detection_evaluation.coco_ap`'s metrics, those of the proposals with --rpn-recall, and
-          "images", the number of images looked at. Images without any annotation are not judged:
-          then "detections" only, besides.
+          Metrics of `detection_evaluation.coco_ap` or `lvis_evaluation.lvis_ap`, those of the
+          proposals with --rpn-recall, and "images", the number of images looked at. Images without
+          any annotation are not judged: then "detections" only, besides.
 
         Raises:
           RuntimeError: if an image was not looked at exactly once.
@@ -179,9 +186,12 @@ class Detection:
         images = f"{metrics['images']} images"
         if "ap" not in metrics and "mask_ap" not in metrics:
             return f"{metrics['detections']} detections in {images}, not judged: no annotations"
-        parts = [f"{word} AP {metrics[prefix + 'ap']:.2f} % (AP50 {metrics[prefix + 'ap50']:.2f}, "
-                 f"AP75 {metrics[prefix + 'ap75']:.2f})"
-                 for word, prefix in (("box", ""), ("mask", "mask_")) if prefix + "ap" in metrics]
+        parts = []
+        for word, prefix in (("box", ""), ("mask", "mask_")):
+            if prefix + "ap" in metrics:
+                told = ", ".join(f"{title} {metrics[prefix + name]:.2f}"
+                                 for name, title in _TOLD.items() if prefix + name in metrics)
+                parts.append(f"{word} AP {metrics[prefix + 'ap']:.2f} % ({told})")
         return ", ".join([*parts, images])
 
     def close(self):
@@ -199,7 +209,7 @@ class Detection:
         spelled = parse(self._recipe.network)
         if not spelled:
             raise UserError(f"{self._recipe.network!r} is no detector; expected "
-                            "{family}_fpn_{backbone}[_dcn]_coco, such as "
+                            "{family}_fpn_{backbone}[_dcn]_{coco|lvis}, such as "
                             "mask_rcnn_fpn_resnest50_coco")
         return detection_data.DetectionData(self._recipe, self._run, self._comm,
                                             "mask" in spelled.family)
@@ -212,7 +222,22 @@ class Detection:
     def _prepared(self, loader, batch):
         objects = [Objects(*each) for each in batch.objects]
         return (nd.array(batch.images, ctx=self._context), batch.sizes, objects,
-                [loader.rng(batch, number) for number in range(len(objects))])
+                [loader.rng(batch, number) for number in range(len(objects))],
+                *self._counted(loader, batch))
+
+    @functools.cached_property
+    def _class_images(self):
+        """How many training images show each class."""
+        images = self._train.dataset
+        return image_counts(map(images.shown, range(len(images))), self._recipe.classes)
+
+    def _counted(self, loader, batch):
+        """Returns the classes in the federated loss of a step, the same on all workers, if any."""
+        recipe = self._recipe
+        if recipe.class_loss != "federated":
+            return ()
+        return (draw_classes(loader.shown(batch), self._class_images, recipe.federated_classes,
+                             random_for(recipe.seed, batch.epoch, batch.step, "classes")),)
 
     def _from_batches(self, recall):
         """Returns [(index, boxes, masks)] of this worker's images, in COCO's format."""
@@ -292,7 +317,7 @@ class Detection:
             if kind == "segm":      # their own areas tell small from large, not those of boxes
                 found = [{name: value for name, value in each.items() if name != "bbox"}
                          for each in found]
-            own, per_class = coco_ap(truth, found, kind)
+            own, per_class = _AP[self._recipe.dataset](truth, found, kind)
             metrics.update(own)
             for name, value in per_class.items():
                 classes.setdefault(name, {})[KINDS[kind] + "ap"] = value

@@ -6,7 +6,9 @@ from gluon_resnest.data.detection import DetectionDataset, DetectionLoader
 from gluon_resnest.data.detection_transforms import EvalTransform, TrainTransform
 from gluon_resnest.data.instances import ground_truth
 from gluon_resnest.data.keypoints import read_json
+from gluon_resnest.data.lvis import exhaustive, read_lvis
 from gluon_resnest.data.picking import pick_clear
+from gluon_resnest.data.repeat_factor import repeat_factors
 from gluon_resnest.data.shapes import KINDS, ShapeInstances
 from gluon_resnest.data.synthetic import SyntheticDetection
 from gluon_resnest.data.voc import CLASSES, read_voc
@@ -15,12 +17,17 @@ from gluon_resnest.models.detection.conventions import conventions as convention
 
 HELD_OUT = 200      # drawn pictures at most that are evaluated
 
+# Data set -> its reader; places of its annotations and images below --root.
+_FILES = {"coco": (read_instances, "annotations/instances_{}2017.json", "{}2017"),
+          "lvis": (read_lvis, "annotations/lvis_v1_{}.json", "")}
+
 
 def add_flags(parser):
     """Adds the flags that say where the images are."""
     parser.add_argument("--root", metavar="DIR", help="folder with COCO's train2017, val2017 and "
                         "annotations/instances_*.json, whose parts the four flags below replace; "
-                        "or one in VOC's layout, with classes.txt if the classes are other ones")
+                        "or one in VOC's layout, with classes.txt if the classes are other ones; "
+                        "for LVIS, annotations/lvis_v1_*.json")
     for split in ("train", "val"):
         parser.add_argument(f"--{split}-annotations", metavar="FILE", help=f"instances of {split}, "
                             "COCO's json or one of your own in its format")
@@ -59,9 +66,12 @@ class DetectionData:
             crop=recipe.crop and (recipe.crop, recipe.crop), **self._pixels)
         dataset = DetectionDataset(self._source("train"), transform, masks=self._masks,
                                    skip_empty=recipe.skip_empty, labels=self.labels)
+        factors = repeat_factors(list(map(dataset.shown, range(len(dataset)))), recipe.classes,
+                                 recipe.repeat_threshold) if recipe.repeat_threshold else None
         return DetectionLoader(
             dataset, batch=recipe.batch, rank=self._comm.rank, size=self._comm.size,
-            seed=recipe.seed, workers=run.data_workers, max_pixels=recipe.max_pixels)
+            seed=recipe.seed, workers=run.data_workers, factors=factors,
+            max_pixels=recipe.max_pixels)
 
     def evaluation(self):
         """Returns a loader of evaluation images, without masks, each once."""
@@ -79,8 +89,10 @@ class DetectionData:
     def truth(self):
         """Returns what is true of the evaluation images, as the content of an annotation file."""
         source = self._source("val")
-        return read_json(self._files("val")[0]) if isinstance(source, CocoInstances) else \
-            ground_truth(source)
+        if isinstance(source, CocoInstances):
+            return read_json(self._files("val")[0])
+        truth = ground_truth(source)
+        return exhaustive(truth) if self._recipe.dataset == "lvis" else truth
 
     def _source(self, split):
         if split not in self._sources:
@@ -95,7 +107,7 @@ class DetectionData:
         if run.root and (Path(run.root) / "ImageSets").is_dir():
             source = self._voc(split)
         else:
-            source = read_instances(*self._files(split))
+            source = _FILES[recipe.dataset][0](*self._files(split))
         if len(source.class_names) != recipe.classes:
             raise UserError(f"the annotations of {split} have {len(source.class_names)} "
                             f"categories, the recipe {recipe.classes}; give --classes "
@@ -136,9 +148,8 @@ class DetectionData:
         """Returns the annotation file and the image folder of a split."""
         root, given = self._run.root, vars(self._run)
         files = []
-        for part, place in (("annotations", f"annotations/instances_{split}2017.json"),
-                            ("images", f"{split}2017")):
-            path = given[f"{split}_{part}"] or (root and str(Path(root) / place))
+        for part, place in zip(("annotations", "images"), _FILES[self._recipe.dataset][1:]):
+            path = given[f"{split}_{part}"] or (root and str(Path(root) / place.format(split)))
             if not path:
                 raise UserError(f"--root DIR is missing; give the folder of COCO, or "
                                 f"--{split}-annotations FILE and --{split}-images DIR, or use "

@@ -61,11 +61,7 @@ def coco_ap(ground_truth, results, kind):
     Raises:
       UserError: if no object is annotated, crowds aside, or the results are of other images.
     """
-    known = {image["id"] for image in ground_truth["images"]}
-    strangers = sorted({result["image_id"] for result in results} - known)
-    if strangers:
-        raise UserError(f"the results speak of image {strangers[0]}, which the annotations do not "
-                        "list; give the annotations of the images that were looked at")
+    check_images(ground_truth, results)
     judging = judge(ground_truth, results, kind)
     metrics = {KINDS[kind] + name: 100 * float(value)
                for name, value in zip(_NAMES, judging.stats) if value >= 0}
@@ -79,6 +75,15 @@ def coco_ap(ground_truth, results, kind):
         if (precision > -1).any():
             per_class[names[number]] = 100 * float(precision[precision > -1].mean())
     return metrics, per_class
+
+
+def check_images(ground_truth, results):
+    """Raises a UserError if results are of images that the annotations do not list."""
+    known = {image["id"] for image in ground_truth["images"]}
+    strangers = sorted({result["image_id"] for result in results} - known)
+    if strangers:
+        raise UserError(f"the results speak of image {strangers[0]}, which the annotations do not "
+                        "list; give the annotations of the images that were looked at")
 
 
 def check_results(results, source):

@@ -2,6 +2,7 @@
 import dataclasses
 
 from gluon_resnest.models.detection.build import Norms, detector
+from gluon_resnest.models.detection.conventions import by_sigmoid
 from gluon_resnest.models.detection.conventions import conventions as conventions_of
 from gluon_resnest.models.detection.panoptic import panoptic
 from gluon_resnest.models.norm import norm_layer
@@ -30,10 +31,14 @@ def build_panoptic(recipe, comm=None, *, class_names=None, stuff_names=None):
 def _options(recipe, comm):
     """Returns what a recipe says of its detector, as arguments of `build.detector`."""
     changes = {"roi_samples": recipe.roi_samples, "detections": recipe.detections,
+               "score_threshold": recipe.score_threshold,
                **dict.fromkeys(("post_nms_train", "cascade_post_nms_train", "post_nms_test"),
                                recipe.proposals)}
+    conventions = conventions_of(recipe.conventions)
+    if recipe.class_loss != "softmax":
+        conventions = by_sigmoid(conventions)
     conventions = dataclasses.replace(
-        conventions_of(recipe.conventions),
+        conventions,
         **{name: value for name, value in changes.items() if value is not None})
 
     def norm(policy):

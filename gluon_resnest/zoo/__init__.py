@@ -93,7 +93,7 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
             out_indices=out_indices))
         net = detection.detector(
             name, get_model, norms=norm_layer or "batch", norm_kwargs=norm_kwargs,
-            classes=detection.COCO_CLASSES if classes == 1000 else classes)
+            classes=None if classes == 1000 else classes)
         if pretrained:
             _load(net, name, pretrained, root, ctx)
         return net

@@ -15,11 +15,14 @@ from gluon_resnest.models.norm import freeze, norm_layer
 FAMILIES = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 BACKBONES = ("resnest14", "resnest26", "resnest50", "resnest101", "resnest200", "resnest269",
              "resnet50", "resnet101")
-NAMES = tuple(f"{family}_fpn_{backbone}_coco" for family in FAMILIES for backbone in BACKBONES)
+NAMES = (*(f"{family}_fpn_{backbone}_coco" for family in FAMILIES for backbone in BACKBONES),
+         *(f"{family}_fpn_{backbone}_lvis" for family in FAMILIES if "mask" in family
+           for backbone in ("resnest50", "resnest101")))
 
-_GRAMMAR = re.compile(rf"({'|'.join(FAMILIES)})_fpn_(\w+?)(_dcn)?_coco")
+_GRAMMAR = re.compile(rf"({'|'.join(FAMILIES)})_fpn_(\w+?)(_dcn)?_(coco|lvis)")
 # Detectron2's baselines stride in the 1x1 (paper, text of table 6).
 _BACKBONE_FORMS = {"resnet50": "resnet50_msra", "resnet101": "resnet101_msra"}
+SIGMOID_PRIOR = 0.01        # CenterNet2's
 BOX_HEADS = {"2fc": dict(convs=0, fcs=2), "4conv1fc": dict(convs=4, fcs=1)}
 
 COCO_CLASSES = tuple((
@@ -32,6 +35,8 @@ COCO_CLASSES = tuple((
     "dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, "
     "toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, "
     "toothbrush").split(", "))
+
+CLASSES = {"coco": COCO_CLASSES, "lvis": 1203}      # that the ends of names stand for; LVIS v1
 
 Policy = Union[str, Callable]   # see `norm.norm_layer`
 
@@ -53,31 +58,34 @@ NORMS = {"batch": Norms("batch", "batch", "batch"), "sync": Norms("sync", "sync"
 
 
 class Name(NamedTuple):
-    """What {family}_fpn_{backbone}[_dcn]_coco spells."""
+    """What {family}_fpn_{backbone}[_dcn]_{coco|lvis} spells."""
 
     family: str
     backbone: str
     deformable: bool
+    dataset: str
 
 
 def parse(name):
-    """Returns the `Name` that {family}_fpn_{backbone}[_dcn]_coco spells, or None if it does not.
+    """Returns the `Name` that {family}_fpn_{backbone}[_dcn]_{coco|lvis} spells, or None.
 
     A plain ResNet is the paper's form: it strides in the first 1x1 convolution of a bottleneck.
     """
     found = _GRAMMAR.fullmatch(name)
     if not found:
         return None
-    family, backbone, deformable = found.groups()
-    return Name(family, _BACKBONE_FORMS.get(backbone, backbone), bool(deformable))
+    family, backbone, deformable, dataset = found.groups()
+    return Name(family, _BACKBONE_FORMS.get(backbone, backbone), bool(deformable), dataset)
 
 
-def detector(name, get_model, *, norms="batch", norm_kwargs=None, dropblock=0.0, **options):
+def detector(name, get_model, *, classes=None, norms="batch", norm_kwargs=None, dropblock=0.0,
+             **options):
     """Builds a detector by name, with its backbone.
 
     Args:
       name: as `parse` reads it; with _dcn, stages 3 to 5 are deformable.
       get_model: builds the backbone, `zoo.get_model`.
+      classes: names of the objects' classes, or their number; None: those of the data set.
       norms: `Norms`, a name in `NORMS` or a constructor of norms.
       norm_kwargs: see `norm_layer`; "sync" needs `workers`.
       dropblock: probability in the backbone; the published runs had none.
@@ -94,7 +102,8 @@ def detector(name, get_model, *, norms="batch", norm_kwargs=None, dropblock=0.0,
     stages = {"deform_stages": (3, 4, 5)} if found.deformable else {}
     backbone = get_model(found.backbone, norm_layer=norms.backbone, norm_kwargs=norm_kwargs,
                          dropblock=dropblock, features_only=True, **stages)
-    return rcnn(found.family, backbone, norms=norms, norm_kwargs=norm_kwargs, **options)
+    return rcnn(found.family, backbone, classes=classes or CLASSES[found.dataset], norms=norms,
+                norm_kwargs=norm_kwargs, **options)
 
 
 def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", norms=NORMS["batch"],
@@ -163,16 +172,17 @@ def freeze_stages(backbone, count):
 
 def _stages(conventions, classes, cascade, head):
     """Returns the box stages; `head` builds a head."""
+    prior = SIGMOID_PRIOR if conventions.class_scores == "sigmoid" else 0.5
     if not cascade:
         first = head()
-        return [BoxStage(first, BoxPredictor(first.channels, classes),
+        return [BoxStage(first, BoxPredictor(first.channels, classes, prior=prior),
                          threshold=conventions.roi_iou, weights=conventions.box_weights)]
     stages = []
     for threshold, weights, loss in zip(conventions.cascade_iou, conventions.cascade_weights,
                                         conventions.stage_losses):
         each = head()
         stages.append(BoxStage(
-            each, BoxPredictor(each.channels, classes, agnostic=True), threshold=threshold,
-            weights=weights, loss=loss,
+            each, BoxPredictor(each.channels, classes, agnostic=True, prior=prior),
+            threshold=threshold, weights=weights, loss=loss,
             gradient=1 / len(conventions.cascade_iou) if conventions.scale_gradient else 1.0))
     return stages

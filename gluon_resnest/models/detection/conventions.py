@@ -5,7 +5,7 @@ mmdetection configs/resnest and the _base_ files they build on; GluonCV 0.10.5,
 faster_rcnn_fpn_syncbn_resnest*_coco. docs/detection.md has them side by side.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
 from gluon_resnest.errors import check_choice
@@ -45,6 +45,8 @@ class Conventions:
       mask_each_stage: a cascade has one mask head for each stage, averaged in inference, instead
         of one that is trained on the RoIs of the first.
       average: the stages' "probability" or "logit" is averaged in inference.
+      class_scores: a box's probabilities are the "softmax" over classes and background, or the
+        "sigmoid" of each class, see `by_sigmoid`.
       score_threshold, nms, detections: of the final detections; NMS is for each class.
       p6: "pool" subsamples p5, "conv" strides on p5's lateral.
       fpn_norm: the pyramid's convolutions are normalised rather than biased.
@@ -91,6 +93,7 @@ class Conventions:
     resample: bool = False
     mask_each_stage: bool = False
     average: str = "probability"
+    class_scores: str = "softmax"
     score_threshold: float = 0.05
     nms: float = 0.5
     detections: int = 100
@@ -102,6 +105,7 @@ class Conventions:
     def __post_init__(self):
         check_choice("p6", self.p6, ("pool", "conv"))
         check_choice("average", self.average, ("probability", "logit"))
+        check_choice("class_scores", self.class_scores, ("softmax", "sigmoid"))
         check_choice("rpn_normalizer", self.rpn_normalizer, ("quota", "sampled"))
 
     @property
@@ -126,15 +130,25 @@ GLUONCV = Conventions(
 
 _KNOWN = {each.name: each for each in (DETECTRON2, MMDETECTION, GLUONCV)}
 NAMES = tuple(_KNOWN)
+_BY_SIGMOID = "+sigmoid"
+
+
+def by_sigmoid(base):
+    """Returns conventions whose classes are scored by sigmoids; files declare their own name."""
+    return replace(base, name=base.name + _BY_SIGMOID, class_scores="sigmoid")
 
 
 def conventions(name="detectron2"):
     """Returns the `Conventions` of a name; an object of that class is returned as it is.
+
+    A name with "+sigmoid" behind it is that of `by_sigmoid`.
 
     Raises:
       UserError: if the name is unknown.
     """
     if isinstance(name, Conventions):
         return name
+    if name.endswith(_BY_SIGMOID):
+        return by_sigmoid(conventions(name[:-len(_BY_SIGMOID)]))
     check_choice("conventions", name, NAMES)
     return _KNOWN[name]

@@ -33,17 +33,19 @@ def rpn_losses(logits, deltas, labels, targets, *, beta):
     Returns:
       Binary cross-entropy of the logits, and smooth L1 of the objects' deltas.
     """
-    return (nd.sum(_binary_cross_entropy(logits, labels) * (labels >= 0)),
+    return (nd.sum(_binary_cross_entropy(nd, logits, labels) * (labels >= 0)),
             nd.sum(smooth_l1(deltas - targets, beta).sum(axis=1) * (labels == 1)))
 
 
-def box_losses(logits, deltas, classes, targets, *, beta):
+def box_losses(logits, deltas, classes, targets, *, beta, counted=None):
     """Sums over sampled RoIs.
 
     Args:
       logits: (R, K + 1). deltas: (R, K or 1, 4). targets: (R, 4).
       classes: (R,), 0..K-1, K for background, -1 ignored.
       beta: of smooth L1.
+      counted: None for the cross-entropy of softmax; (K,), which classes' `class_entropy` counts,
+        for that of sigmoids.
 
     Returns:
       Cross-entropy, and smooth L1 of the objects' deltas: those of their own class, if each has
@@ -51,7 +53,10 @@ def box_losses(logits, deltas, classes, targets, *, beta):
     """
     background = logits.shape[1] - 1
     valid, is_object = classes >= 0, (classes >= 0) * (classes < background)
-    entropy = -nd.pick(nd.log_softmax(logits, axis=1), nd.maximum(classes, 0), axis=1)
+    if counted is None:
+        entropy = -nd.pick(nd.log_softmax(logits, axis=1), nd.maximum(classes, 0), axis=1)
+    else:
+        entropy = class_entropy(nd, logits, classes, counted)
     own = deltas[:, 0] if deltas.shape[1] == 1 else own_class(nd, deltas, classes * is_object)
     return (nd.sum(entropy * valid),
             nd.sum(smooth_l1(own - targets, beta).sum(axis=1) * is_object))
@@ -63,8 +68,26 @@ def mask_loss(logits, classes, targets, valid):
     Args:
       logits: (R, K, H, W). classes: (R,). targets: (R, H, W) of 0 and 1. valid: (R,) of 0 and 1.
     """
-    return nd.sum(_binary_cross_entropy(own_class(nd, logits, classes), targets).sum(axis=(1, 2))
-                  * valid)
+    entropy = _binary_cross_entropy(nd, own_class(nd, logits, classes), targets)
+    return nd.sum(entropy.sum(axis=(1, 2)) * valid)
+
+
+def class_entropy(F, logits, classes, counted):
+    """Returns each row's binary cross-entropies, added up over the classes that count: (R,).
+
+    With all classes it is the sigmoid loss; with those of a step's images and a few drawn others
+    the federated one, which does not teach that an object unannotated is absent (Zhou et al. 2021,
+    "Probabilistic two-stage detection", appendix D).
+
+    Args:
+      logits: (R, K + 1), the background's, the last, unused.
+      classes: (R,), 0..K-1; any other number says that no class is there.
+      counted: (K,) of 0 and 1.
+    """
+    numbers = F.expand_dims(F.contrib.arange_like(counted), axis=0)
+    wanted = F.broadcast_equal(F.expand_dims(classes, axis=1), numbers)
+    entropy = _binary_cross_entropy(F, F.slice_axis(logits, axis=1, begin=0, end=-1), wanted)
+    return F.sum(F.broadcast_mul(entropy, F.expand_dims(counted, axis=0)), axis=1)
 
 
 def own_class(F, values, classes):
@@ -80,6 +103,6 @@ def smooth_l1(x, beta):
     return nd.smooth_l1(x, scalar=beta ** -0.5)
 
 
-def _binary_cross_entropy(logits, labels):
+def _binary_cross_entropy(F, logits, labels):
     """-log sigmoid of the logit where the label is 1, of its negative where it is 0."""
-    return nd.relu(logits) - logits * labels + nd.log1p(nd.exp(-nd.abs(logits)))
+    return F.relu(logits) - logits * labels + F.log1p(F.exp(-F.abs(logits)))

@@ -19,6 +19,7 @@ BOX_SIZE, MASK_SIZE = 7, 14     # sides of pooled RoIs; masks have twice MASK_SI
 # Pairs of a box and a class that enter the final NMS: its time grows with their square, and the
 # detections that are kept are hardly ever below the hundreds (docs/detection.md).
 CANDIDATES = 3000
+_CANDIDATES_PER_DETECTION = 30      # at least: LVIS keeps 300
 
 
 class RCNN(SizedImages):
@@ -69,7 +70,9 @@ class RCNN(SizedImages):
         self.mask_pooling = RoIPooling(MASK_SIZE, strides, conventions) if mask_heads else None
         self._proposals = min(conventions.post_nms_test,
                               conventions.pre_nms_test * len(features.strides))
-        self.set_nms(conventions.nms, CANDIDATES, conventions.detections)
+        self.set_nms(conventions.nms,
+                     max(CANDIDATES, _CANDIDATES_PER_DETECTION * conventions.detections),
+                     conventions.detections)
 
     def set_nms(self, nms_thresh=0.5, nms_topk=CANDIDATES, post_nms=100, *, score_thresh=None):
         """Changes the final post-processing (GluonCV's names).
@@ -109,7 +112,7 @@ class RCNN(SizedImages):
         for stage in self.stages:
             old = stage.predictor
             stage.predictor = self._like(old.logits, BoxPredictor(
-                old.in_channels, len(classes), agnostic=old.agnostic))
+                old.in_channels, len(classes), agnostic=old.agnostic, prior=old.prior))
             if reuse:
                 keep_rows(old.logits, stage.predictor.logits, sources, tail=1)
                 keep_rows(old.deltas, stage.predictor.deltas,
@@ -129,13 +132,13 @@ class RCNN(SizedImages):
             block.initialize(ctx=layer.weight.list_ctx())
         return block
 
-    def losses(self, images, sizes, objects, rngs):
+    def losses(self, images, sizes, objects, rngs, counted=None):
         """Returns the losses of one batch by name; see `training.losses`."""
-        return self.losses_on(self.features(images), sizes, objects, rngs)
+        return self.losses_on(self.features(images), sizes, objects, rngs, counted)
 
-    def losses_on(self, maps, sizes, objects, rngs):
+    def losses_on(self, maps, sizes, objects, rngs, counted=None):
         """As `losses`, from the maps of the pyramid."""
-        return training.losses(self, maps, sizes, objects, rngs)
+        return training.losses(self, maps, sizes, objects, rngs, counted)
 
     def proposals(self, x, sizes):
         """Returns what the RPN alone says in inference: boxes (N, P, 4), best first, and their
@@ -165,16 +168,22 @@ class RCNN(SizedImages):
         outputs = []
         for number, stage in enumerate(self.stages):
             logits, deltas = stage(self.box_pooling(rois, *maps))
-            outputs.append(logits if mean_of_logits else F.softmax(logits, axis=1))
+            outputs.append(logits if mean_of_logits else self._probabilities(F, logits))
             boxes = self.refine(F, stage, rois, F.reshape(deltas, (-4, -1, self._proposals, 0, 0)),
                                 sizes)
             if number + 1 < len(self.stages):
                 rois = F.reshape(boxes, shape=(0, 0, -1))
         mean = F.add_n(*outputs) / len(outputs)
         if mean_of_logits:
-            mean = F.softmax(mean, axis=1)
+            mean = self._probabilities(F, mean)
         mean = F.reshape(mean, (-4, -1, self._proposals, 0))
         return F.slice_axis(mean, axis=2, begin=0, end=len(self.classes)), boxes
+
+    def _probabilities(self, F, logits):
+        """Returns the probabilities (R, K + 1) that logits stand for."""
+        if self.conventions.class_scores == "sigmoid":
+            return F.sigmoid(logits)
+        return F.softmax(logits, axis=1)
 
     def refine(self, F, stage, rois, deltas, sizes):
         """Returns the clipped boxes (N, R, B, 4) that a stage makes of RoIs (N, R, 4)."""

@@ -1,4 +1,6 @@
 """What is said about a RoI: its class, its box, its mask."""
+import math
+
 import mxnet as mx
 from mxnet.gluon import nn
 
@@ -40,16 +42,19 @@ class BoxPredictor(nn.HybridBlock):
       in_channels: C.
       classes: K.
       agnostic: one box for all classes (B = 1) instead of one for each (B = K).
+      prior: the sigmoid of a fresh logit, so that thousands of classes that are not there are
+        little of the first losses (Lin et al. 2017, "Focal loss", 3.3); 0.5 is a bias of zero.
 
     Attributes:
-      in_channels, agnostic: as given.
+      in_channels, agnostic, prior: as given.
     """
 
-    def __init__(self, in_channels, classes, *, agnostic=False):
+    def __init__(self, in_channels, classes, *, agnostic=False, prior=0.5):
         super().__init__()
-        self.in_channels, self.agnostic = in_channels, agnostic
+        self.in_channels, self.agnostic, self.prior = in_channels, agnostic, prior
         self.logits = nn.Dense(classes + 1, in_units=in_channels,
-                               weight_initializer=mx.init.Normal(0.01))
+                               weight_initializer=mx.init.Normal(0.01),
+                               bias_initializer=mx.init.Constant(math.log(prior / (1 - prior))))
         self.deltas = nn.Dense(4 * (1 if agnostic else classes), in_units=in_channels,
                                weight_initializer=mx.init.Normal(0.001))
 

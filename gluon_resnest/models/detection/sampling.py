@@ -1,4 +1,4 @@
-"""Draws the few boxes that a loss looks at; what is drawn is a function of `rng`'s key."""
+"""Draws the few boxes and classes that a loss looks at, as functions of `rng`'s key."""
 import numpy as np
 
 from gluon_resnest.models.detection.matching import NEGATIVE, POSITIVE
@@ -19,6 +19,29 @@ def subsample(labels, count, positive, rng):
     positives, negatives = np.flatnonzero(labels == POSITIVE), np.flatnonzero(labels == NEGATIVE)
     drawn = rng.permutation(positives)[:int(count * positive)]
     return drawn, rng.permutation(negatives)[:count - len(drawn)]
+
+
+def draw_classes(present, counts, number, rng):
+    """Draws the classes that the federated loss counts: those present, and others.
+
+    Without replacement, each time with a chance in proportion to the root of a class's images.
+
+    Args:
+      present: int64, classes 0..K-1 that are there; all of them are taken.
+      counts: int64 (K,), training images of each class; one without any is not drawn.
+      number: how many classes in all; those that are there may be more, the others too few.
+      rng: numpy Generator, keyed by seed, epoch and step.
+
+    Returns:
+      float32 (K,) of 0 and 1.
+    """
+    with np.errstate(divide="ignore"):      # whose exponential clock rings first is drawn first
+        moments = rng.exponential(size=len(counts)) / np.sqrt(counts)
+    moments[present] = -1
+    first = np.argsort(moments, kind="stable")[:max(number, len(np.unique(present)))]
+    chosen = np.zeros(len(counts), np.float32)
+    chosen[first[np.isfinite(moments[first])]] = 1
+    return chosen
 
 
 def fill(indices, count):

@@ -14,7 +14,7 @@ from gluon_resnest.models.detection.targets import (
     anchor_targets, mask_rois, relabelled, roi_targets)
 
 
-def losses(net, maps, sizes, objects, rngs):
+def losses(net, maps, sizes, objects, rngs, counted=None):
     """Computes all losses; called under `autograd.record()`.
 
     Args:
@@ -23,6 +23,8 @@ def losses(net, maps, sizes, objects, rngs):
       sizes: numpy (N, 2), (height, width) of each image without its padding.
       objects: N `targets.Objects`; with masks if the net has mask heads.
       rngs: N numpy Generators, keyed by (seed, epoch, image).
+      counted: numpy (K,) of 0 and 1, the classes in the loss where they are scored by sigmoids;
+        None: all of them.
 
     Returns:
       {name: `losses.Loss`}: "rpn_class", "rpn_box", "class", "box", and "mask" with mask heads; a
@@ -37,7 +39,7 @@ def losses(net, maps, sizes, objects, rngs):
     results = _rpn(net, logits, deltas, anchors, objects, rngs)
     proposals, there = proposals.asnumpy(), scores.asnumpy() > NO_BOX / 2
     proposals = [boxes[kept] for boxes, kept in zip(proposals, there)]
-    results.update(_heads(net, maps[:-1], sizes, proposals, objects, rngs))
+    results.update(_heads(net, maps[:-1], sizes, proposals, objects, rngs, counted))
     return results
 
 
@@ -58,11 +60,15 @@ def _rpn(net, logits, deltas, anchors, objects, rngs):
     return dict(zip(("rpn_class", "rpn_box"), [Loss(total, float(count)) for total in totals]))
 
 
-def _heads(net, maps, sizes, proposals, objects, rngs):
+def _heads(net, maps, sizes, proposals, objects, rngs, counted):
     """Returns the losses of all stages and mask heads."""
     conventions, stages = net.conventions, len(net.stages)
-    classes = len(net.classes)
+    classes, place = len(net.classes), _on(maps[0].context)
     results = {}
+    if conventions.class_scores == "softmax":
+        counted = None
+    else:
+        counted = place(np.ones(classes) if counted is None else counted)
     for number, stage in enumerate(net.stages):
         if number == 0 or conventions.resample:
             targets = [roi_targets(rois, each, classes, stage.threshold, conventions, rng)
@@ -71,13 +77,12 @@ def _heads(net, maps, sizes, proposals, objects, rngs):
             targets = [relabelled(rois, before.classes < 0, each, classes, stage.threshold)
                        for rois, each, before in zip(proposals, objects, targets)]
         suffix = f"_{number}" if number else ""
-        place = _on(maps[0].context)
         rois = place(np.stack([each.rois for each in targets]))
         logits, deltas = stage(net.box_pooling(rois, *maps))
         named = np.concatenate([each.classes for each in targets])
         totals = box_losses(logits, deltas, place(named), place(_deltas(targets, stage)),
                             beta=conventions.cascade_box_beta if stages > 1
-                            else conventions.box_beta)
+                            else conventions.box_beta, counted=counted)
         for name, total in zip(("class", "box"), totals):
             results[name + suffix] = Loss(total * stage.loss, float((named >= 0).sum()))
         if number < len(net.mask_heads):
