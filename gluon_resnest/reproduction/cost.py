@@ -25,7 +25,7 @@ DECONVOLUTION_GMACS = 1.42
 
 # Training images by the recipes' names; for pose, persons with joints; for COCO, with boxes.
 IMAGES = {"imagenet": 1281167, "cifar10": 50000, "ade20k": 20210, "cityscapes": 2975,
-          "pascal_context": 4998, "coco": 117266, "coco_persons": 149813}
+          "pascal_context": 4998, "coco": 117266, "lvis": 99388, "coco_persons": 149813}
 
 
 def gpu_hours(recipe):
@@ -43,7 +43,7 @@ def gpu_hours(recipe):
         gmacs = zoo.variant(recipe.network).gmacs * area / 224 ** 2 \
             + DECONVOLUTION_GMACS * area / (256 * 192)
     elif isinstance(recipe, DetectionRecipe):
-        images = IMAGES["coco"]
+        images = IMAGES[recipe.dataset]
         gmacs = zoo.variant(backbone(recipe)).gmacs * SPEED / FASTER_RCNN_SPEED
     else:
         return None
