@@ -289,6 +289,12 @@ def test_norms_of_backbone_pyramid_and_heads():
     assert net.mask_heads[0].convs[0].norm is None
 
 
+def test_widths_are_those_of_the_recipe():
+    net = make_task(dataclasses.replace(RECIPE, channels=12, fc_channels=20)).net
+    assert net.rpn.conv.weight.shape[0] == net.mask_heads[0].convs[0].conv.weight.shape[0] == 12
+    assert net.stages[0].head.fcs[0].weight.shape[0] == 20
+
+
 def test_a_few_clear_images_are_picked_and_evaluated(data_root):
     recipe = dataclasses.replace(RECIPE, classes=80, pick=8, short_px="256", max_px=320,
                                  eval_px=256)

@@ -33,6 +33,8 @@ class DetectionRecipe(Recipe):
     frozen_stages: int = setting(2, "of the backbone, stem first, learn nothing", low=0, high=5)
     box_head: str = setting("4conv1fc", "layers of the box head", choices=("4conv1fc", "2fc"))
     mask_convs: int = setting(4, "convolutions of the mask head", low=1)
+    channels: int = setting(256, "of the pyramid and of the heads' convolutions", low=1)
+    fc_channels: int = setting(1024, "of the box head's dense layers", low=1)
     roi_samples: Optional[int] = setting(None, "RoIs of an image in the losses; none: as the "
                                          "conventions say", low=4)
     proposals: Optional[int] = setting(None, "boxes of an image that the RPN passes on; none: as "

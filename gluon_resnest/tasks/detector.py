@@ -48,4 +48,5 @@ def _options(recipe, comm):
 
     return dict(conventions=conventions, norms=Norms(*map(norm, recipe.norms)),
                 dropblock=recipe.dropblock, box_head=recipe.box_head,
-                mask_convs=recipe.mask_convs, frozen_stages=recipe.frozen_stages)
+                mask_convs=recipe.mask_convs, frozen_stages=recipe.frozen_stages,
+                channels=recipe.channels, fc_channels=recipe.fc_channels)
