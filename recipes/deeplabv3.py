@@ -41,10 +41,10 @@ PASCAL_CONTEXT = replace(
 # a handful of images learned by heart (docs/segmentation.md).
 SHAPES = SegmentationRecipe(
     network="deeplabplus_resnest_tiny", source="this project, for trials", dataset="folder",
-    classes=6, head_channels=64, head_dropout=False, epochs=26, batch=32, optimizer="adam",
-    lr=0.006, head_lr_factor=1.0, warmup_epochs=0.5, base_px=120, crop_px=96, scale_low=0.75,
-    scale_high=1.25, blur=0.0, eval_scales="1", eval_flip=False, eval_rule="softmax",
-    eval_every=2)
+    classes=6, head_channels=64, head_dropout=False, epochs=20, batch=32, norm="batch",
+    optimizer="adam", lr=0.006, head_lr_factor=1.0, warmup_epochs=0.5, base_px=120, crop_px=96,
+    scale_low=0.75, scale_high=1.25, blur=0.0, eval_scales="1", eval_flip=False,
+    eval_rule="softmax", eval_every=2)
 # Whole images, always the same batch: its statistics are those of the evaluation.
 BY_HEART = replace(SHAPES, dataset="ade20k", classes=150, head_channels=32, epochs=400, batch=3,
                    warmup_epochs=20.0, base_px=400, crop_px=400, scale_low=1.0, scale_high=1.0,

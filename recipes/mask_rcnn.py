@@ -58,15 +58,16 @@ LVIS_FEDERATED = replace(LVIS, class_loss="federated",
 # heart (docs/detection.md).
 SHAPES = DetectionRecipe(
     network="mask_rcnn_fpn_resnest14_coco", source="this project, for trials", classes=3,
-    norm="sync", frozen_stages=0, box_head="2fc", mask_convs=2, roi_samples=32, proposals=64,
-    detections=20, unit="epochs", length=4, milestones="3", warmup_iterations=50, warmup_from=0.01,
-    batch=4, optimizer="adam", lr=5e-4, wd=0.0, short_px="128", max_px=160, eval_px=128,
-    eval_every=1)
+    norm="sync", frozen_stages=0, box_head="2fc", mask_convs=2, channels=64, fc_channels=256,
+    roi_samples=32, proposals=64, detections=20, unit="epochs", length=4, milestones="3",
+    warmup_iterations=50, warmup_from=0.01, batch=4, optimizer="adam", lr=5e-4, wd=0.0,
+    short_px="128", max_px=160, eval_px=128, eval_every=1)
 BY_HEART = DetectionRecipe(
     network="mask_rcnn_fpn_resnest14_coco", source="this project, for trials", norm="sync",
-    frozen_stages=0, roi_samples=64, proposals=200, unit="epochs", length=160,
-    milestones="120,145", warmup_iterations=20, warmup_from=0.1, batch=4, optimizer="adam", lr=5e-4,
-    wd=0.0, short_px="256", max_px=320, eval_px=256, flip=False, pick=8, eval_every=20)
+    frozen_stages=0, channels=64, fc_channels=256, roi_samples=64, proposals=200, unit="epochs",
+    length=160, milestones="120,145", warmup_iterations=20, warmup_from=0.1, batch=4,
+    optimizer="adam", lr=5e-4, wd=0.0, short_px="256", max_px=320, eval_px=256, flip=False, pick=8,
+    eval_every=20)
 
 
 def of(base, backbone, ap, mask_ap, **changes):
