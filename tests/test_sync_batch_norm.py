@@ -36,11 +36,11 @@ class Twins:
 
     def sum_later(self, array, name):
         self.names.append(name)
-        if array.shape[0] == 2:
+        if name.endswith("gradients"):
             return array * self.size
         rows = nd.zeros(array.shape)
         for rank in range(self.size):
-            rows[:, rank] = array[:, self.rank]
+            rows[rank] = array[self.rank]
         return rows
 
 
@@ -206,10 +206,9 @@ def test_merge_is_mean_and_variance_of_the_union(rows):
     sets = [random.normal(3000, 1, (random.randint(1, 10), 4)).astype("float32")
             for _ in range(rows)]
     union = np.concatenate(sets).astype("float64")
-    mean, var, count = merge(
-        nd.array(np.stack([part.mean(0) for part in sets])),
-        nd.array(np.stack([part.astype("float64").var(0) for part in sets])),
-        nd.array(np.stack([np.full(4, len(part)) for part in sets])))
+    mean, var, count = merge(nd, nd.array([
+        [part.mean(0), part.astype("float64").var(0), np.full(4, len(part))] for part in sets]),
+        rows)
     np.testing.assert_allclose(mean.asnumpy(), union.mean(0), rtol=2e-7)
     np.testing.assert_allclose(var.asnumpy(), union.var(0), rtol=2e-3)
     assert count.asnumpy().tolist() == [len(union)] * 4
@@ -217,7 +216,7 @@ def test_merge_is_mean_and_variance_of_the_union(rows):
 
 def test_merge_by_hand():
     """{0, 2} and {4}: means 1 and 4, variances 1 and 0; the union has mean 2, variance 8 / 3."""
-    mean, var, count = merge(nd.array([[1], [4]]), nd.array([[1], [0]]), nd.array([[2], [1]]))
+    mean, var, count = merge(nd, nd.array([[[1], [1], [2]], [[4], [0], [1]]]), 2)
     assert mean.asscalar() == 2 and count.asscalar() == 3
     assert var.asscalar() == pytest.approx(8 / 3, rel=1e-6)
 

@@ -5,8 +5,8 @@ workers brings these rows together, and every worker merges them in the same ord
 hold the same bits. In the backward pass, one sum carries the gradients of mean and variance.
 
 Who may wait for whom decides whether this ever hangs: everything that reduces an array is an
-operator of the graph; the custom operator itself only copies, does element-wise arithmetic and
-sums over workers (docs/decisions/0026-sync-batch-norm.md).
+operator of the graph; the two custom operators only copy, do element-wise arithmetic and sum over
+workers (docs/decisions/0026-sync-batch-norm.md).
 """
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from mxnet.name import NameManager
 
 from gluon_resnest.errors import UserError
 
-OPERATOR = "gluon_resnest_merge_statistics"
+GATHER, FOLLOW = "gluon_resnest_gather_statistics", "gluon_resnest_follow_statistics"
 IMPERATIVE_CALLS = 16   # calls of one layer without a graph that may be under way at a time
 
 _log = logging.getLogger(__name__)
@@ -75,17 +75,15 @@ class SyncBatchNorm(nn.BatchNorm):
         self._refuse_several_devices()
         if _groups[self._group].size == 1:
             return super().hybrid_forward(F, x, *parameters)
-        maps = F.cast(F.reshape(x, shape=(0, 0, -1, 1)), dtype="float32")   # (N, C, pixels, 1)
+        maps = F.cast(F.reshape(x, shape=(0, 0, -1)), dtype="float32")      # (N, C, pixels)
         # Neither the variance nor the output depends on the point that maps are centred at, so
         # that none needs its gradient; near the mean, float32 loses nothing.
         centre = F.BlockGrad(_mean(F, maps))
-        centred = maps - _spread(F, centre, maps)
+        centred = maps - F.BlockGrad(_spread(F, centre, maps))
         rest = _mean(F, centred)        # what rounding left of the mean
-        local_mean, local_var = centre + rest, _mean(F, F.square(centred)) - F.square(rest)
-        mean, var, _ = F.Custom(
-            local_mean, local_var, _count(F, maps, centre), running_mean, running_var,
-            op_type=OPERATOR, key=f"{self.prefix}{self._call_number()}", group=str(self._group),
-            momentum=str(self._kwargs["momentum"]))
+        local = F.stack(centre + rest, _mean(F, F.square(centred)) - F.square(rest), axis=0)
+        mean, var = F.split(self._of_all(F, local, _count(F, maps), running_mean, running_var),
+                            num_outputs=2, axis=0, squeeze_axis=True)
         scale = F.rsqrt(var + self._kwargs["eps"])
         if not self._kwargs["fix_gamma"]:
             scale = scale * gamma
@@ -93,6 +91,29 @@ class SyncBatchNorm(nn.BatchNorm):
         y = centred * _spread(F, scale, maps) + _spread(F, shift, maps)
         x = F.BlockGrad(x)     # from here on only its shape and type matter
         return _as_type_of(F, F.reshape_like(y, x), x)
+
+    def _of_all(self, F, local, count, running_mean, running_var):
+        """Returns mean and variance (2, C) of all workers from those of this one and its count.
+
+        With n of the N values of a channel here, and gradients g summed over the workers' losses
+        (`merge`, differentiated):
+
+            d mean / d mean_i = n / N     d var / d mean_i = 2 (mean_i - mean) n / N
+            d var  / d var_i  = n / N
+        """
+        key = f"{self.prefix}{self._call_number()}"
+        known = F.BlockGrad(local)
+        count = F.broadcast_like(count, F.slice_axis(known, axis=0, begin=0, end=1))
+        rows = F.Custom(F.concat(known, count, dim=0), op_type=GATHER, key=key,
+                        group=str(self._group))
+        merged, total = _parts(F, merge(F, F.BlockGrad(rows), _groups[self._group].size), 2)
+        share = count / total
+        # Zero, but with the gradient of `local`: the sums above pass none on.
+        moved_mean, moved_var = _parts(F, local - known, 1)
+        apart = _parts(F, known - merged, 1)[0]
+        moved = F.concat(share * moved_mean, share * (moved_var + 2 * apart * moved_mean), dim=0)
+        return F.Custom(merged + moved, running_mean, running_var, op_type=FOLLOW, key=key,
+                        group=str(self._group), momentum=str(self._kwargs["momentum"]))
 
     def _refuse_several_devices(self):
         try:
@@ -143,7 +164,7 @@ def plain_batch_norm(net):
             layer._plain = False
 
 
-def merge(mean, var, count):
+def merge(F, statistics, rows):
     """Merges statistics of disjoint sets, pairwise (Chan, Golub and LeVeque 1979).
 
     With w = n_b / (n_a + n_b), the share of the second set,
@@ -156,24 +177,31 @@ def merge(mean, var, count):
     as slowly, and the order depends on the number of rows only.
 
     Args:
-      mean, var, count: NDArrays (rows, C); overwritten.
+      F: `mxnet.nd` or `mxnet.sym`.
+      statistics: (rows, 3, C), mean, variance and count of each set.
+      rows: their number.
 
     Returns:
-      mean, var, count of the union, each (C,).
+      (3, C), those of the union.
     """
-    rows = len(count)
     while rows > 1:
         half = (rows + 1) // 2      # rows half ... are merged into rows 0 ..., an odd one stays
-        (mean_a, mean_b), (var_a, var_b), (count_a, count_b) = (
-            (part[:rows - half], part[half:rows]) for part in (mean, var, count))
+        first = F.slice_axis(statistics, axis=0, begin=0, end=rows - half)
+        second = F.slice_axis(statistics, axis=0, begin=half, end=rows)
+        (mean_a, var_a, count_a), (mean_b, var_b, count_b) = (
+            F.split(part, num_outputs=3, axis=1) for part in (first, second))
         total = count_a + count_b
         share = count_b / total
         delta = mean_b - mean_a
-        mean_a[:] = mean_a + share * delta
-        var_a[:] = (1 - share) * var_a + share * var_b + share * (1 - share) * delta * delta
-        count_a[:] = total
-        rows = half
-    return mean[0], var[0], count[0]
+        merged = F.concat(
+            mean_a + share * delta,
+            (1 - share) * var_a + share * var_b + share * (1 - share) * delta * delta,
+            total, dim=1)
+        if rows % 2:
+            odd = F.slice_axis(statistics, axis=0, begin=half - 1, end=half)
+            merged = F.concat(merged, odd, dim=0)
+        statistics, rows = merged, half
+    return F.reshape(statistics, shape=(3, -1))
 
 
 def _ends_the_process(method):
@@ -188,8 +216,52 @@ def _ends_the_process(method):
     return guarded
 
 
-class _MergeStatistics(mx.operator.CustomOp):
-    """Statistics of this worker to those of all; outside training, to the running ones."""
+# Both operators have as many outputs as inputs: with fewer inputs MXNet reads beyond its arrays.
+
+class _Gather(mx.operator.CustomOp):
+    """This worker's statistics (3, C) to those of each (workers, 3, C); no gradient."""
+
+    def __init__(self, key, workers):
+        super().__init__()
+        self._key, self._workers = key, workers
+
+    @_ends_the_process
+    def forward(self, is_train, req, in_data, out_data, aux):
+        # Every worker fills its own row of zeros. Adding zeros is exact, so that the sum has the
+        # bits of each worker, in whatever order it is made.
+        rows = nd.zeros(out_data[0].shape, ctx=in_data[0].context)
+        rows[self._workers.rank] = in_data[0]
+        if is_train:
+            rows = self._workers.sum_later(rows, f"{self._key}.statistics")
+        self.assign(out_data[0], req[0], rows)
+
+    @_ends_the_process
+    def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
+        self.assign(in_grad[0], req[0], nd.zeros_like(in_data[0]))
+
+
+@mx.operator.register(GATHER)
+class _GatherProp(mx.operator.CustomOpProp):
+    def __init__(self, key, group):
+        super().__init__(need_top_grad=False)
+        self._key, self._workers = key, _groups[int(group)]
+
+    def list_arguments(self):
+        return ["local"]
+
+    def infer_shape(self, in_shape):
+        return in_shape, [[self._workers.size] + list(in_shape[0])], []
+
+    def create_operator(self, ctx, shapes, dtypes):
+        return _Gather(self._key, self._workers)
+
+
+class _Follow(mx.operator.CustomOp):
+    """The running statistics follow mean and variance (2, C), which pass unchanged.
+
+    Outside training it returns the running statistics. Backward, gradients are summed over the
+    workers.
+    """
 
     def __init__(self, key, workers, momentum):
         super().__init__()
@@ -197,86 +269,81 @@ class _MergeStatistics(mx.operator.CustomOp):
 
     @_ends_the_process
     def forward(self, is_train, req, in_data, out_data, aux):
-        running_mean, running_var = aux
+        result = in_data[0]
         if is_train:
-            results = self._merged(*in_data)
-            for running, new in zip(aux, results):
-                running[:] = self._momentum * running + (1 - self._momentum) * new
+            rest = 1 - self._momentum
+            for running, new in zip(aux, result):
+                # (1 - lr wd) running - lr new, in one operation
+                nd.sgd_update(running, new, lr=-rest, wd=-1.0, out=running)
         else:
-            results = running_mean, running_var, in_data[2]
-        for out, how, result in zip(out_data, req, results):
-            self.assign(out, how, result)
-
-    def _merged(self, *local):
-        # Every worker fills its own row of zeros. Adding zeros is exact, so that the sum has the
-        # bits of each worker, in whatever order it is made.
-        rows = nd.zeros((len(local), self._workers.size) + local[0].shape, ctx=local[0].context)
-        for part, value in zip(rows, local):
-            part[self._workers.rank][:] = value
-        return merge(*self._workers.sum_later(rows, f"{self._key}.statistics"))
+            result = nd.zeros_like(result)
+            for row, running in zip(result, aux):
+                row[:] = running
+        self.assign(out_data[0], req[0], result)
 
     @_ends_the_process
     def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
-        """With n of the N values of a channel here, and g summed over the workers' losses:
-
-            d mean / d mean_i = n / N     d var / d mean_i = 2 (mean_i - mean) n / N
-            d var  / d var_i  = n / N     (merge, differentiated)
-        """
-        local_mean, local_var, count = in_data
-        mean, _, total = out_data
-        grads = nd.zeros((2,) + mean.shape, ctx=mean.context)
-        grads[0][:] = out_grad[0]
-        grads[1][:] = out_grad[1]
-        grads = self._workers.sum_later(grads, f"{self._key}.gradients")
-        share = count / total
+        grads = out_grad[0].copy()
         self.assign(in_grad[0], req[0],
-                    share * (grads[0] + 2 * grads[1] * (local_mean - mean)))
-        self.assign(in_grad[1], req[1], share * grads[1])
-        self.assign(in_grad[2], req[2], nd.zeros_like(count))
+                    self._workers.sum_later(grads, f"{self._key}.gradients"))
 
 
-@mx.operator.register(OPERATOR)
-class _MergeStatisticsProp(mx.operator.CustomOpProp):
-    """As many outputs as inputs: with fewer inputs MXNet reads beyond its own arrays."""
-
+@mx.operator.register(FOLLOW)
+class _FollowProp(mx.operator.CustomOpProp):
     def __init__(self, key, group, momentum):
         super().__init__(need_top_grad=True)
-        self._key, self._group, self._momentum = key, int(group), float(momentum)
+        self._key, self._workers = key, _groups[int(group)]
+        self._momentum = float(momentum)
 
     def list_arguments(self):
-        return ["local_mean", "local_var", "local_count"]
+        return ["merged"]
 
     def list_auxiliary_states(self):
         return ["running_mean", "running_var"]
 
-    def list_outputs(self):
-        return ["mean", "var", "count"]
-
     def infer_shape(self, in_shape):
-        return in_shape, [in_shape[0]] * 3, [in_shape[0]] * 2
+        return in_shape, [in_shape[0]], [[in_shape[0][1]]] * 2
 
     def create_operator(self, ctx, shapes, dtypes):
-        return _MergeStatistics(self._key, _groups[self._group], self._momentum)
+        return _Follow(self._key, self._workers, self._momentum)
+
+
+def _parts(F, rows, first):
+    """Returns the first rows of (n, C), and the others."""
+    return (F.slice_axis(rows, axis=0, begin=0, end=first),
+            F.slice_axis(rows, axis=0, begin=first, end=None))
 
 
 def _mean(F, maps):
-    """Returns the mean per channel, (C,); on a CPU ten times as fast as `F.mean` of two axes."""
-    return F.mean(F.contrib.AdaptiveAvgPooling2D(maps, output_size=1), axis=(0, 2, 3))
+    """Returns the mean per channel (C,) of (N, C, pixels), by a product with ones."""
+    means = F.dot(maps, F.broadcast_div(_ones(F, maps), _pixels(F, maps)))
+    return F.mean(means, axis=0)
 
 
 def _spread(F, values, maps):
-    """Returns (C,) repeated to the shape of `maps`, by image first: a fast backward pass."""
-    images = F.slice_axis(F.BlockGrad(maps), axis=2, begin=0, end=1)        # (N, C, 1, 1)
-    images = F.broadcast_like(F.reshape(values, shape=(1, -1, 1, 1)), images)
-    return F.broadcast_like(images, F.BlockGrad(maps))
+    """Returns (C,) repeated to (N, C, pixels): a product with ones, whose gradient is one too."""
+    images = F.slice_axis(F.BlockGrad(maps), axis=2, begin=0, end=1)        # (N, C, 1)
+    images = F.broadcast_like(F.reshape(values, shape=(1, -1, 1)), images)
+    return F.dot(images, F.reshape(_ones(F, maps), shape=(1, -1)))
 
 
-def _count(F, maps, like):
-    """Returns how many values a channel of `maps` (N, C, pixels, 1) has, shaped as `like`."""
-    shape = F.cast(F.shape_array(maps), dtype="float32")
-    values = F.slice_axis(shape, axis=0, begin=0, end=1) * \
-        F.slice_axis(shape, axis=0, begin=2, end=3)
-    return F.broadcast_mul(F.ones_like(like), values)
+def _ones(F, maps):
+    """Returns ones, as many as (N, C, pixels) has pixels."""
+    pixel = F.BlockGrad(maps)
+    for axis in (0, 1):
+        pixel = F.slice_axis(pixel, axis=axis, begin=0, end=1)
+    return F.reshape(F.ones_like(pixel), shape=(-1,))
+
+
+def _pixels(F, maps):
+    """Returns the number of pixels of (N, C, pixels), float32 (1,)."""
+    return F.cast(F.slice_axis(F.shape_array(maps), axis=0, begin=2, end=3), dtype="float32")
+
+
+def _count(F, maps):
+    """Returns how many values a channel of (N, C, pixels) has, float32 (1, 1)."""
+    images = F.cast(F.slice_axis(F.shape_array(maps), axis=0, begin=0, end=1), dtype="float32")
+    return F.reshape(images * _pixels(F, maps), shape=(1, 1))
 
 
 def _as_type_of(F, y, x):
