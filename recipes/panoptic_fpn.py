@@ -38,15 +38,15 @@ TEST_TIME = dict(eval_scales="400,500,600,700,800,900,1000,1100,1200", eval_flip
 # A trial for the CPU, from scratch: drawn shapes before drawn stuff, with held-out pictures.
 SHAPES = PanopticRecipe(
     network="panoptic_fpn_resnest14_coco", source="this project, for trials", classes=3, stuff=3,
-    norm="sync", frozen_stages=0, box_head="2fc", mask_convs=2, semantic_channels=64,
-    roi_samples=32, proposals=64, detections=20, stuff_area=64, unit="epochs", length=6,
-    milestones="5", warmup_iterations=50, warmup_from=0.01, batch=4, optimizer="adam", lr=5e-4,
-    wd=0.0, short_px="128", max_px=160, eval_px=128, eval_every=1)
+    norm="sync", frozen_stages=0, box_head="2fc", mask_convs=2, channels=64, fc_channels=256,
+    semantic_channels=32, roi_samples=32, proposals=64, detections=20, stuff_area=64,
+    unit="epochs", length=6, milestones="5", warmup_iterations=50, warmup_from=0.01, batch=4,
+    optimizer="adam", lr=5e-4, wd=0.0, short_px="128", max_px=160, eval_px=128, eval_every=1)
 
 RECIPES = {
     "resnest200": PAPER,
-    "resnest200@tta": replace(PAPER, source=PAPER.source + ", test-time augmentation",
-                              **TEST_TIME),
+    "resnest200@tta": replace(UNPUBLISHED, source=PAPER.source + ", test-time augmentation; no "
+                              "number of its own published", **TEST_TIME),
     "resnest101": replace(UNPUBLISHED, network="panoptic_cascade_fpn_resnest101_coco"),
     "resnest50": replace(UNPUBLISHED, network="panoptic_fpn_resnest50_coco",
                          source="Mask R-CNN instead of Cascade, else as resnest200; no number "

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__")
 FLAGS = {"imagenet": ["--model", "resnest14"], "cifar10": ["--model", "resnet14_0s1x64d"],
          "finetune": ["--model", "resnest14_2s1x64d"],
-         "deeplabv3": ["--model", "shapes"],
+         "deeplabv3": ["--model", "shapes"], "panoptic_fpn": ["--model", "shapes"],
          **dict.fromkeys(["faster_rcnn", "mask_rcnn", "cascade_rcnn"], ["--model", "tiny_coco"])}
 
 

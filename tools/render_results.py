@@ -51,6 +51,13 @@ def detection(title, name, masks=True):
     return name, title, columns
 
 
+def panoptic(title, name):
+    """Returns the page of a panoptic recipe."""
+    *_, columns = detection(title, name)
+    return name, title, [*columns[:-2], ("PQ", lambda recipe: percent(recipe.expect_pq)),
+                         *columns[-2:]]
+
+
 # File of recipes/, title, and the columns between the entry's name and its source.
 PAGES = [
     ("imagenet", "ImageNet classification", [
@@ -75,6 +82,7 @@ PAGES = [
     detection("Object detection, Faster R-CNN", "faster_rcnn", masks=False),
     detection("Instance segmentation, Mask R-CNN", "mask_rcnn"),
     detection("Cascade R-CNN and Cascade Mask R-CNN", "cascade_rcnn"),
+    panoptic("Panoptic FPN", "panoptic_fpn"),
     ("finetune", "Fine-tuning on folders; for any network of the zoo", [
         ("network", lambda recipe: recipe.network),
         ("epochs", lambda recipe: recipe.epochs),

@@ -8,9 +8,10 @@ this model, and evaluation, start and data loading are not in it.
 """
 from gluon_resnest import zoo
 from gluon_resnest.config import (
-    ClassificationRecipe, DetectionRecipe, PoseRecipe, SegmentationRecipe)
+    ClassificationRecipe, DetectionRecipe, PanopticRecipe, PoseRecipe, SegmentationRecipe)
 from gluon_resnest.engine.plan import Cluster, Workload, estimate
 from gluon_resnest.models.detection import build as detection
+from gluon_resnest.models.detection.panoptic import detector_name
 from gluon_resnest.models.segmentation import parse_name
 
 SPEED, FASTER_RCNN_SPEED = 258.0, 27.7 / 8
@@ -58,5 +59,10 @@ def gpu_hours(recipe):
 
 def backbone(recipe):
     """Returns the zoo name of the classifier that a recipe's network stands on."""
-    found = (detection.parse if isinstance(recipe, DetectionRecipe) else parse_name)(recipe.network)
+    if isinstance(recipe, PanopticRecipe):
+        found = detection.parse(detector_name(recipe.network))
+    elif isinstance(recipe, DetectionRecipe):
+        found = detection.parse(recipe.network)
+    else:
+        found = parse_name(recipe.network)
     return found.backbone if found else recipe.network
