@@ -9,7 +9,7 @@ import pytest
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 
-from gluon_resnest.config import DetectionRecipe
+from gluon_resnest.config import DetectionRecipe, PanopticRecipe
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
@@ -167,6 +167,8 @@ def test_a_recipe_says_how_classes_are_scored(monkeypatch):
     assert [(each.name, each.class_scores) for each, _ in asked] == [
         ("detectron2", "softmax"), *2 * [("detectron2+sigmoid", "sigmoid")]]
     assert all(each.score_threshold == 1e-4 and count == 12 for each, count in asked)
+    with pytest.raises(UserError, match="federated is not offered for panoptic"):
+        PanopticRecipe(network="panoptic_fpn_resnest50_coco", source="", class_loss="federated")
 
 
 def test_scores_are_sigmoids_and_fresh_ones_a_hundredth():

@@ -245,9 +245,10 @@ def test_two_steps_and_their_evaluation_through_the_recipe(tmp_path):
     places = [word for split in ("train", "val") for word in (
         f"--{split}-annotations", str(tmp_path / "lvis.json"), f"--{split}-images", str(tmp_path))]
     small = """--network mask_rcnn_fpn_resnest_tiny_lvis --classes 3 --norm batch --frozen-stages 0
-        --box-head 2fc --mask-convs 1 --roi-samples 8 --proposals 16 --short-px 64 --max-px 96
-        --eval-px 64 --unit iterations --length 2 --milestones= --batch 4 --precise-bn-batches 0
-        --warmup-iterations 0 --repeat-threshold 0.9 --data-workers 0 --eval-every 1""".split()
+        --box-head 2fc --mask-convs 1 --channels 16 --fc-channels 16 --roi-samples 8 --proposals 16
+        --short-px 64 --max-px 96 --eval-px 64 --unit iterations --length 2 --milestones= --batch 4
+        --precise-bn-batches 0 --warmup-iterations 0 --repeat-threshold 0.9 --data-workers 0
+        --eval-every 1""".split()
     chosen = ["--model", "resnest50@lvis_federated", *small, *places, "--workdir", str(workdir)]
     cli.main(mask_rcnn.RECIPES, Detection, chosen)
     result = json.loads((workdir / "result.json").read_text())["measured"]

@@ -30,6 +30,9 @@ class PanopticRecipe(DetectionRecipe):
         if self.pick:
             raise UserError("pick is not offered for panoptic recipes; give a json of the images "
                             f"to learn instead of pick={self.pick}")
+        if self.class_loss == "federated":
+            raise UserError("class_loss=federated is not offered for panoptic recipes; use sigmoid "
+                            "or softmax")
 
     @property
     def expected(self):
