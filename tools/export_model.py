@@ -10,8 +10,8 @@ first two through SymbolBlock and Module and compared them with the network on f
 
 The run, or --model simple_pose_resnest50 --weights FILE, may also be of a pose recipe: the card is
 then another, and crop, protocol and class names do not apply. The same holds for a segmentation
-network, --model deeplab_resnest50_ade, and for a detector, --model mask_rcnn_fpn_resnest50_coco;
-these take --classes-file and work at any size.
+network, --model deeplab_resnest50_ade, for a detector, --model mask_rcnn_fpn_resnest50_coco, and
+for a panoptic network; these take --classes-file and work at any size.
 
     python tools/export_model.py runs/r50 --out deploy/r50 --target mxnet
     python tools/export_model.py runs/r50 --out deploy/r50 --target onnx
@@ -204,6 +204,30 @@ def detector_of(flags):
     return net, dataclasses.replace(card, class_names=names or card.class_names)
 
 
+def panoptic_of(flags):
+    """Returns (net, card) of the panoptic network that the flags mean, or None."""
+    from gluon_resnest.interop import panoptic, trained
+    from gluon_resnest.interop.weights import load_parameters
+    from gluon_resnest.tasks import trained_run
+    if flags.model is not None and panoptic.is_panoptic(flags.model):
+        net, card = panoptic.from_zoo(flags.model, flags.weights)
+    elif flags.run and trained_run.kind_of_run(flags.run) == "PanopticRecipe":
+        net, recipe = trained_run.open_panoptic_run(flags.run)
+        if flags.weights:
+            load_parameters(net, flags.weights)
+        card = panoptic.card_of(
+            net, recipe.network, confidence=recipe.confidence, overlap=recipe.overlap,
+            stuff_area=recipe.stuff_area, short_px=recipe.eval_px, max_px=recipe.max_px,
+            class_names=net.detector.classes + net.stuff)
+    else:
+        return None
+    if flags.crop or flags.protocol:
+        raise UserError("--crop and --protocol belong to classifiers, but "
+                        f"{card.model} is a panoptic network; leave them out")
+    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    return net, dataclasses.replace(card, class_names=names or card.class_names)
+
+
 def classifier_of(flags):
     """Returns (net, card) of the classifier that the flags mean."""
     from gluon_resnest.interop import trained
@@ -224,7 +248,9 @@ def network_of(flags):
             (pose_of, lambda card: f"persons of {card.height} x {card.width} px"),
             (segmentation_of,
              lambda card: f"{card.classes} classes, windows of {card.crop_px} px"),
-            (detector_of, lambda card: f"{card.classes} classes, images of any size")):
+            (detector_of, lambda card: f"{card.classes} classes, images of any size"),
+            (panoptic_of, lambda card: f"{card.classes} classes of things, {card.stuff} of stuff, "
+             "images of any size")):
         found = find(flags)
         if found:
             return (*found, told, export_network)

@@ -1,4 +1,4 @@
-"""Says what is on pictures: classes, joints of persons, the class of each pixel, or objects.
+"""Says what is on pictures: classes, joints of persons, the class of each pixel, objects, segments.
 
 The network is an exported one, one of the zoo, or, of classifiers, that of a run directory.
 
@@ -18,6 +18,8 @@ The network is an exported one, one of the zoo, or, of classifiers, that of a ru
 
     python tools/predict.py deploy/mask50 photos/ --save objects.png      boxes, labels and masks
     python tools/predict.py mask_rcnn_fpn_resnest50_coco photo.jpg --weights mask50.params
+
+    python tools/predict.py deploy/panoptic photos/ --save segments.png   things and stuff
 
 Crop, resizing and class names come from the card beside the exported files, or from the zoo;
 --crop, --protocol and --classes-file replace them. A picture that cannot be read is named and left
@@ -236,6 +238,51 @@ def tell_objects(predictor, flags, files):
     return answers
 
 
+def load_panoptic(flags):
+    """Returns the PanopticPredictor that the flags mean, or None if they mean another one."""
+    from gluon_resnest.interop import deployed, panoptic, trained
+    exported = deployed.paths(flags.network)[0].exists()
+    if exported and deployed.task_of(flags.network) == panoptic.TASK:
+        if flags.weights:
+            raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
+                            "exported pair; leave it out")
+        net, card = None, panoptic.read_card(flags.network)
+    elif not exported and panoptic.is_panoptic(flags.network):
+        net, card = panoptic.from_zoo(flags.network, flags.weights)
+    else:
+        return None
+    if flags.protocol:
+        raise UserError(f"--protocol does not apply to {flags.network!r}, a panoptic network; "
+                        "leave it out")
+    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    card = dataclasses.replace(card, short_px=flags.crop or card.short_px,
+                               confidence=flags.threshold, class_names=names or card.class_names)
+    card.check("the command line")
+    if net is None:
+        return panoptic.PanopticPredictor.load(flags.network, card)
+    return panoptic.PanopticPredictor(net, card)
+
+
+def tell_segments(predictor, flags, files):
+    """Finds the segments of all files; returns the answers, drawn and printed."""
+    from gluon_resnest.interop.panoptic_drawing import draw_segments
+    answers = list(predictor.answer(files))
+    rows = {answer.file: [] if answer.problem else answer.rows(predictor.card)
+            for answer in answers}
+    if flags.json:
+        print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
+                           "segments": rows[answer.file]} for answer in answers], indent=1))
+    else:
+        for answer in answers:
+            print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
+            for row in rows[answer.file]:
+                score = f"{row['score']:.2f}" if row["thing"] else ""
+                print(f"  {100 * row['share']:6.2f} %  {row['name']:20s} {score}".rstrip())
+    if flags.save:
+        draw_segments(flags.save, answers, predictor.card, flags.opacity)
+    return answers
+
+
 def tell_classes(flags, files):
     """Classifies all files; returns the answers, drawn and printed."""
     from gluon_resnest.interop.drawing import draw_answers
@@ -284,14 +331,16 @@ def main(argv=None):
             check_picture(picture)
         files = find_images(flags.images)
         pose, segmentation = load_pose(flags), load_segmentation(flags)
-        detection = load_detection(flags)
-        if pose or segmentation or detection:
+        detection, panoptic = load_detection(flags), load_panoptic(flags)
+        if pose or segmentation or detection or panoptic:
             for name in ("explain", "engine"):
                 if getattr(flags, name):
                     raise UserError(f"--{name} is for classifiers, but {flags.network!r} is none; "
                                     "leave it out")
         if detection:
             answers = tell_objects(detection, flags, files)
+        elif panoptic:
+            answers = tell_segments(panoptic, flags, files)
         elif pose:
             answers = tell_poses(pose, flags, files)
         elif segmentation:
@@ -302,7 +351,8 @@ def main(argv=None):
             print(f"drew {flags.save}", file=sys.stderr)
         bad = [answer for answer in answers if answer.problem]
         if bad:
-            done = "looked at" if pose or segmentation or detection else "classified"
+            others = pose or segmentation or detection or panoptic
+            done = "looked at" if others else "classified"
             raise UserError(f"{len(bad)} of {len(answers)} images could not be {done}, first: "
                             f"{bad[0].problem}")
 

@@ -111,8 +111,27 @@ def object_panels(recipe, batch, names, most):
     return panels
 
 
+def segment_panels(recipe, batch, names, most):
+    """As `object_panels`, on the classes of the pixels; things, which are 0 there, stay."""
+    panels, labels = object_panels(recipe, batch, names, most), batch[4]
+    colors = palette(1 + recipe.classes + recipe.stuff)
+    stuff = np.concatenate([colors[:1], colors[1 + recipe.classes:]])
+    tinted = []
+    for panel, values in zip(panels, labels):
+        there = (values > 0) & (values <= recipe.stuff)
+        image = panel.image.copy()
+        image[there] = overlay(image[there], values[there], stuff)
+        shown = np.unique(values[there])
+        title = panel.title + "\n" + ", ".join(
+            names[recipe.classes + number - 1] if names else f"stuff {number - 1}"
+            for number in shown.tolist())
+        tinted.append(panel._replace(image=image, title=title))
+    return tinted
+
+
 _PANELS = {"ClassificationRecipe": class_panels, "SegmentationRecipe": pixel_panels,
-           "PoseRecipe": joint_panels, "DetectionRecipe": object_panels}
+           "PoseRecipe": joint_panels, "DetectionRecipe": object_panels,
+           "PanopticRecipe": segment_panels}
 
 
 def _numpy(array, most):

@@ -301,7 +301,10 @@ OPERATORS = {
                   ("a_min", "a_max")),
     "broadcast_like": _Rule((2, 2), {"lhs_axes": _numbers(0, 3, (1, 2)),
                                      "rhs_axes": _numbers(0, 3, (1, 2))}),
-    "_contrib_BilinearResize2D": _Rule((2, 2), {"mode": _one_of("like")}, ("mode",)),
+    # To the size of its second input, or twofold and fourfold.
+    "_contrib_BilinearResize2D": _Rule((1, 2), {
+        "mode": _one_of("like", "size"), "align_corners": _FALSE, "scale_height": _numbers(2, 4),
+        "scale_width": _numbers(2, 4)}, ("mode",)),
     # Of detectors.
     "Cast": _Rule((1, 1), {"dtype": _one_of("float32")}, ("dtype",)),
     "UpSampling": _Rule((1, 1), {"scale": _numbers(2, 2), "sample_type": _one_of("nearest"),

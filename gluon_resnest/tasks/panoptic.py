@@ -1,4 +1,6 @@
 """Panoptic segmentation as a Task: a detector with a semantic head, judged by PQ."""
+import itertools
+
 from gluon_resnest.data.panoptic import Panoptic as Segments
 from gluon_resnest.data.panoptic import png, read_panoptic, write_panoptic
 from gluon_resnest.errors import UserError
@@ -75,21 +77,26 @@ class PanopticSegmentation(Detection):
         recipe, source = self._recipe, self._data.source
         ids, segments = merge(seen.found, seen.labels, Rules(
             recipe.confidence, recipe.overlap, recipe.stuff_area))
-        things, stuff = self._category_ids(), self._stuff_ids()
+        things, stuff = self._numbers()
         found = Segments(ids, [
             {"id": each.id, "area": each.area,
-             "category_id": int((things if each.thing else stuff)[each.kind])}
+             "category_id": (things if each.thing else stuff)[each.kind]}
             for each in segments])
         annotation = {"image_id": source.image_id(index), "segments_info": found.segments,
                       "file_name": f"{source.image_id(index):012d}.png"}
         return (*super()._results(index, seen.found, original), annotation,
                 png(ids) if self._workdir else None, count(source.panoptic(index), found))
 
-    def _stuff_ids(self):
-        """Returns COCO's number of each kind of stuff; beyond the data's, numbers nobody knows."""
-        known = self._data.source.stuff_ids.tolist()
-        beyond = max([*known, *self._category_ids().tolist()])
-        return known + [beyond + 1 + number for number in range(self._recipe.stuff - len(known))]
+    def _numbers(self):
+        """Returns COCO's numbers of the things and of the stuff; beyond the data's, nobody's."""
+        recipe, source = self._recipe, self._data.source
+        known = [source.category_ids.tolist(), source.stuff_ids.tolist()]
+        nobodys = itertools.count(1 + max(itertools.chain(*known)))
+        return [[*numbers, *itertools.islice(nobodys, wanted - len(numbers))]
+                for numbers, wanted in zip(known, (recipe.classes, recipe.stuff))]
+
+    def _category_ids(self):
+        return self._numbers()[0]
 
     def _things(self):
         """Returns {category_id: whether it is a thing}."""

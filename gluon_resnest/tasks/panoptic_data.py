@@ -2,7 +2,6 @@
 from pathlib import Path
 
 from gluon_resnest.data.coco_panoptic import read_coco_panoptic
-from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.landscapes import STUFF, ShapeLandscapes
 from gluon_resnest.data.shapes import KINDS
 from gluon_resnest.errors import UserError
@@ -29,12 +28,6 @@ class PanopticData(detection_data.DetectionData):
     def source(self):
         """The evaluation images, with what is true of them."""
         return self._source("val")
-
-    def truth(self):
-        """See `DetectionData`."""
-        if self._run.data == "synthetic":
-            return super().truth()
-        return read_json(self._files("val")[0])
 
     def _opened(self, split):
         recipe = self._recipe

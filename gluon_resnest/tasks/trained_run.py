@@ -6,13 +6,13 @@ import mxnet as mx
 
 from gluon_resnest import zoo
 from gluon_resnest.config import (
-    ClassificationRecipe, DetectionRecipe, PoseRecipe, SegmentationRecipe)
+    ClassificationRecipe, DetectionRecipe, PanopticRecipe, PoseRecipe, SegmentationRecipe)
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.deployed import Card
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.tasks.detector import build_detector
+from gluon_resnest.tasks.detector import build_detector, build_panoptic
 
 CLASS_NAMES = "classes.txt"         # in a run directory, written by cli.train
 
@@ -74,6 +74,19 @@ def open_detection_run(directory, *, class_names=None, ctx=None):
     """
     recipe = _recipe(Path(directory), DetectionRecipe)
     return _filled(build_detector(recipe, class_names=class_names), directory, ctx), recipe
+
+
+def open_panoptic_run(directory, *, ctx=None):
+    """Builds the network of a run directory of a panoptic recipe; as `open_run`.
+
+    It has the names of things and stuff that the run has written, if any.
+    """
+    recipe = _recipe(Path(directory), PanopticRecipe)
+    file = Path(directory) / CLASS_NAMES
+    names = tuple(read_class_names(file)) if file.is_file() else ()
+    net = build_panoptic(recipe, class_names=names[:recipe.classes],
+                         stuff_names=names[recipe.classes:])
+    return _filled(net, directory, ctx), recipe
 
 
 def kind_of_run(directory):

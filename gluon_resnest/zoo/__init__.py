@@ -9,6 +9,7 @@ from gluon_resnest.errors import UserError, check_count
 from gluon_resnest.interop.weights import load_backbone, load_parameters
 from gluon_resnest.models.baselines import ResNet, ResNetArchitecture
 from gluon_resnest.models.detection import build as detection
+from gluon_resnest.models.detection import panoptic
 from gluon_resnest.models.efficientnet import EfficientNet, EfficientNetArchitecture
 from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
@@ -29,7 +30,8 @@ POSE = "simple_pose_"       # before the name of a backbone: the pose network on
 
 def list_models(pattern="*"):
     """Returns the names in the table that match a shell pattern such as "*fast*", in its order."""
-    return fnmatch.filter([*VARIANTS, *SEGMENTERS, *detection.NAMES], pattern)
+    return fnmatch.filter([*VARIANTS, *SEGMENTERS, *detection.NAMES, *panoptic.NAMES],
+                          pattern)
 
 
 def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_layer=None,
@@ -41,11 +43,13 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
     Args:
       name: see `variant`, or "simple_pose_" and such a name, or {head}_{such a name}[_{data set}]
         as in `models.segmentation.parse_name`, or a detector's as in
-        `models.detection.build.parse`; case does not matter.
+        `models.detection.build.parse`, or a panoptic network's as in
+        `models.detection.panoptic.detector_name`; case does not matter.
       pretrained: True for the newest published weights, or the first 8 digits of a version's SHA-1.
       root: folder of weight files; None is that of `interop.store`.
       ctx: where pretrained parameters go; None is the CPU.
-      classes: length of the logits; the default means 1000, or as many as the data set has.
+      classes: length of the logits; the default means 1000, or as many as the data set has. For a
+        panoptic network (things, stuff), each a number or names.
       norm_layer, norm_kwargs: see `models.norm.norm_layer`.
       dilated: GluonCV's word for `output_stride=8`.
       last_gamma: start each residual branch at zero.
@@ -61,6 +65,17 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
       UserError: if the name is unknown or an argument does not fit.
     """
     name = name.lower()
+    if panoptic.detector_name(name):
+        _refuse_given(f"{name!r} is a panoptic network, which has no", dict(
+            dilated=dilated, last_gamma=last_gamma, in_channels=in_channels,
+            output_stride=output_stride, dropblock=dropblock, final_drop=final_drop,
+            features_only=features_only, out_indices=out_indices))
+        things, stuff = _things_and_stuff(classes)
+        net = panoptic.panoptic(name, get_model, classes=things, stuff=stuff,
+                                norms=norm_layer or "batch", norm_kwargs=norm_kwargs)
+        if pretrained:
+            _load(net, name, pretrained, root, ctx)
+        return net
     check_count("classes", classes)
     check_count("in_channels", in_channels)
     spelled = parse_name(name)
@@ -122,6 +137,16 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
     if pretrained:
         _load(net, name, pretrained, root, ctx)
     return FeatureExtractor(net, out_indices) if features_only else net
+
+
+def _things_and_stuff(classes):
+    """Returns what `get_model`'s `classes` mean for a panoptic network; COCO's by default."""
+    if classes == 1000:
+        return detection.COCO_CLASSES, panoptic.COCO_STUFF
+    if not isinstance(classes, (tuple, list)) or len(classes) != 2:
+        raise UserError(f"a panoptic network has things and stuff, got classes={classes!r}; give "
+                        "classes=(80, 53), or two tuples of names")
+    return classes
 
 
 def list_pose_models(pattern="*"):
@@ -218,7 +243,8 @@ def _load(net, name, pretrained, root, ctx):
 
 def _published(name):
     """Returns the SHA-1 of the files published for a name, newest first."""
-    if parse_name(name) or name.startswith(POSE) or detection.parse(name):
+    if parse_name(name) or name.startswith(POSE) or detection.parse(name) \
+            or panoptic.detector_name(name):
         return SEGMENTERS.get(name, ())
     weights = variant(name).weights
     return weights.sha1 if weights else ()

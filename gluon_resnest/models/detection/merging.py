@@ -54,7 +54,11 @@ def merge(found, labels, rules=Rules()):
 
     Returns:
       int32 (H, W), the ids of segments, 0 where there is none; and a list of Segments by id.
+
+    Raises:
+      UserError: if the rules make no sense.
     """
+    check_rules(rules)
     ids, segments = np.zeros(labels.shape, np.int32), []
 
     def add(inside, area, **what):

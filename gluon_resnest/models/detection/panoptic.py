@@ -58,6 +58,11 @@ class PanopticFPN(SizedImages):
         """The detector's `FeaturePyramid`."""
         return self.detector.features
 
+    @property
+    def conventions(self):
+        """The detector's `Conventions`."""
+        return self.detector.conventions
+
     def losses(self, images, sizes, objects, rngs, labels, *counted):
         """Returns the losses of one batch by name; see `training.losses`.
 
