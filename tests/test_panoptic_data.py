@@ -172,8 +172,11 @@ def test_coco_has_80_things_and_53_kinds_of_stuff(data_root, tmp_path):
     for index in range(2):
         labels, truth = source.labels(index), source.panoptic(index)
         assert labels.shape == source.size(index) and labels.dtype == np.uint8
-        np.testing.assert_array_equal(labels == IGNORED, truth.ids == VOID)
+        crowd = [row["id"] for row in truth.segments if row["iscrowd"]]
+        np.testing.assert_array_equal(labels == IGNORED, np.isin(truth.ids, [VOID, *crowd]))
         for row in truth.segments:
+            if row["iscrowd"]:
+                continue
             place = np.flatnonzero(source.stuff_ids == row["category_id"])
             assert (labels[truth.ids == row["id"]] == (place[0] + 1 if len(place) else THING)).all()
 

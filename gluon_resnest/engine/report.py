@@ -20,6 +20,7 @@ from gluon_resnest.errors import MissingExtra, UserError
 from gluon_resnest.provenance import commit
 
 LOG, RESULT, CURVES, TENSORBOARD = "log.jsonl", "result.json", "curves.png", "tensorboard"
+_LEGEND_ROWS = 12      # of a panel of curves: more names stand in columns
 
 
 class RunLog:
@@ -183,8 +184,9 @@ def draw_curves(workdir):
             axes.plot(*zip(*points), label=name, marker="." if len(points) < 50 else None)
         axes.set(xlabel="epoch", title=title)
         axes.grid(alpha=0.3)
+        columns = -(-len(curves) // _LEGEND_ROWS)
         if len(curves) > 1:
-            axes.legend()
+            axes.legend(ncol=columns, fontsize="medium" if columns == 1 else "x-small")
     target = Path(workdir) / CURVES
     figure.savefig(target, dpi=100)
     return target
