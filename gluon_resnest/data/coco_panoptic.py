@@ -58,7 +58,7 @@ class CocoPanoptic(CocoInstances):
                             "annotations of the same classes")
         self.stuff_names = tuple(categories[number]["name"] for number in stuff)
         self.stuff_ids = np.array(stuff, np.int64)
-        self._classes = {number: 1 + place for place, number in enumerate(stuff)}
+        self._stuff_classes = {number: 1 + place for place, number in enumerate(stuff)}
         self._known = frozenset(categories)
         for index in range(len(self)):
             if self.image_id(index) not in files:
@@ -71,7 +71,7 @@ class CocoPanoptic(CocoInstances):
 
     def labels(self, index):
         """Returns the class of every pixel, uint8 (H, W); see `labels_of`."""
-        return labels_of(self.panoptic(index), self._classes)
+        return labels_of(self.panoptic(index), self._stuff_classes)
 
 
 def read_coco_panoptic(instances_json, images_dir, panoptic_json, pngs=None):
