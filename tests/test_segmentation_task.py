@@ -31,6 +31,7 @@ RECIPES = {"tiny": SegmentationRecipe(
     network="deeplab_resnest_tiny", source="test", dataset="folder", classes=3, epochs=1, batch=6,
     base_px=40, crop_px=32, eval_scales="0.75,1", eval_every=1, lr=0.02)}
 SIZES = [(40, 48), (36, 36), (30, 52), (44, 40), (20, 30), (64, 33), (33, 64)]
+ATOL = 5e-6      # oneDNN's exponential is good to some 3e-6
 
 
 def draw_folder(root):
@@ -179,7 +180,7 @@ def test_loss_and_gradient_equal_the_numpy_twin(hybridize):
         loss.hybridize()
     total, gradient = gradient_of(loss, logits, labels)
     assert total == pytest.approx(cross_entropy(logits, labels).sum(), rel=1e-5)
-    np.testing.assert_allclose(gradient, cross_entropy_gradient(logits, labels), atol=1e-6)
+    np.testing.assert_allclose(gradient, cross_entropy_gradient(logits, labels), atol=ATOL)
 
 
 @pytest.mark.parametrize("options", [{}, {"easy": 0.5, "keep": 3}])
@@ -206,7 +207,7 @@ def test_mining_keeps_hard_pixels_and_the_hardest_of_each_image(easy, keep, hybr
     total, gradient = gradient_of(loss, logits, labels)
     assert total == pytest.approx(losses[kept].sum(), rel=1e-5)
     np.testing.assert_allclose(gradient, np.where(
-        kept[:, None], cross_entropy_gradient(logits, labels), 0), atol=1e-6)
+        kept[:, None], cross_entropy_gradient(logits, labels), 0), atol=ATOL)
 
 
 @pytest.mark.parametrize("options", [{"easy": 1.0}, {"easy": 0.5, "keep": 0}])
