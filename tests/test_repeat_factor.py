@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from gluon_resnest.data.grouping import GroupedPlan
-from gluon_resnest.data.repeat_factor import (
-    copies, image_counts, repeat_factors, repeated_order)
+from gluon_resnest.data.repeat_factor import copies, image_counts, repeat_factors, repeated_order
 from gluon_resnest.data.sampling import epoch_order
 
 SHOWN = [np.array(each, np.int64) for each in ([0, 0, 1], [0], [0, 2], [], [1, 0], [0], [0], [0])]
