@@ -148,136 +148,105 @@ def tell_poses(predictor, flags, files):
     return answers
 
 
-def load_segmentation(flags):
-    """Returns the SegmentationPredictor that the flags mean, or None if they mean another one."""
-    from gluon_resnest.interop import deployed, segmentation, trained
+def load_task(flags, module, spells, predictor, px, changes=(), options=()):
+    """Returns the predictor of a task's module that the flags mean, or None if they mean another.
+
+    Args:
+      flags: of the command line.
+      module: has TASK, read_card and from_zoo.
+      spells: says whether a zoo name is one of the task's.
+      predictor: class to return one of; `options` are further arguments of it.
+      px: field of the card that --crop replaces; `changes` are further fields.
+    """
+    from gluon_resnest.interop import deployed, trained
     exported = deployed.paths(flags.network)[0].exists()
-    if exported and deployed.task_of(flags.network) == segmentation.TASK:
+    if exported and deployed.task_of(flags.network) == module.TASK:
         if flags.weights:
             raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
                             "exported pair; leave it out")
-        net, card = None, segmentation.read_card(flags.network)
-    elif not exported and segmentation.is_segmenter(flags.network):
-        net, card = segmentation.from_zoo(flags.network, flags.weights)
+        net, card = None, module.read_card(flags.network)
+    elif not exported and spells(flags.network):
+        net, card = module.from_zoo(flags.network, flags.weights)
     else:
         return None
     if flags.protocol:
-        raise UserError(f"--protocol does not apply to {flags.network!r}, a segmentation network; "
+        raise UserError(f"--protocol does not apply to {flags.network!r}, a {card.word}; "
                         "leave it out")
     names = flags.classes_file and trained.read_class_names(flags.classes_file)
-    card = dataclasses.replace(card, crop_px=flags.crop or card.crop_px,
-                               class_names=names or card.class_names)
+    card = dataclasses.replace(card, class_names=names or card.class_names,
+                               **{px: flags.crop or getattr(card, px)}, **dict(changes))
     card.check("the command line")
     if net is None:
-        return segmentation.SegmentationPredictor.load(flags.network, card)
-    return segmentation.SegmentationPredictor(net, card)
+        return predictor.load(flags.network, card, **dict(options))
+    return predictor(net, card, **dict(options))
+
+
+def load_segmentation(flags):
+    """Returns the SegmentationPredictor that the flags mean, or None if they mean another one."""
+    from gluon_resnest.interop import segmentation
+    return load_task(flags, segmentation, segmentation.is_segmenter,
+                     segmentation.SegmentationPredictor, "crop_px")
+
+
+def load_detection(flags):
+    """Returns the DetectionPredictor that the flags mean, or None if they mean another one."""
+    from gluon_resnest.interop import detection
+    return load_task(flags, detection, detection.is_detector, detection.DetectionPredictor,
+                     "short_px", options={"threshold": flags.threshold})
+
+
+def load_panoptic(flags):
+    """Returns the PanopticPredictor that the flags mean, or None if they mean another one."""
+    from gluon_resnest.interop import panoptic
+    return load_task(flags, panoptic, panoptic.is_panoptic, panoptic.PanopticPredictor,
+                     "short_px", changes={"confidence": flags.threshold})
+
+
+def print_rows(answers, key, rows_of, line_of, as_json):
+    """Prints the rows of each answer, as lines or as JSON below `key`; none of a problem's."""
+    rows = {answer.file: [] if answer.problem else rows_of(answer) for answer in answers}
+    if as_json:
+        print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
+                           key: rows[answer.file]} for answer in answers], indent=1))
+        return
+    for answer in answers:
+        print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
+        for row in rows[answer.file]:
+            print(f"  {line_of(row)}".rstrip())
 
 
 def tell_labels(predictor, flags, files):
     """Labels the pixels of all files; returns the answers, drawn and printed."""
     from gluon_resnest.interop.segmentation_drawing import draw_labelled
     answers = list(predictor.answer(files))
-    shares = {answer.file: [] if answer.problem else
-              [{"index": number, "name": predictor.card.name(number), "share": share}
-               for number, share in answer.shares()] for answer in answers}
-    if flags.json:
-        print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
-                           "classes": shares[answer.file]} for answer in answers], indent=1))
-    else:
-        for answer in answers:
-            print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
-            for row in shares[answer.file]:
-                print(f"  {100 * row['share']:6.2f} %  {row['name']}")
+    print_rows(answers, "classes", lambda answer: [
+        {"index": number, "name": predictor.card.name(number), "share": share}
+        for number, share in answer.shares()],
+        lambda row: f"{100 * row['share']:6.2f} %  {row['name']}", flags.json)
     if flags.save:
         draw_labelled(flags.save, answers, predictor.card, flags.opacity)
     return answers
-
-
-def load_detection(flags):
-    """Returns the DetectionPredictor that the flags mean, or None if they mean another one."""
-    from gluon_resnest.interop import deployed, detection, trained
-    exported = deployed.paths(flags.network)[0].exists()
-    if exported and deployed.task_of(flags.network) == detection.TASK:
-        if flags.weights:
-            raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
-                            "exported pair; leave it out")
-        net, card = None, detection.read_card(flags.network)
-    elif not exported and detection.is_detector(flags.network):
-        net, card = detection.from_zoo(flags.network, flags.weights)
-    else:
-        return None
-    if flags.protocol:
-        raise UserError(f"--protocol does not apply to {flags.network!r}, a detector; leave it out")
-    names = flags.classes_file and trained.read_class_names(flags.classes_file)
-    card = dataclasses.replace(card, short_px=flags.crop or card.short_px,
-                               class_names=names or card.class_names)
-    card.check("the command line")
-    options = {"threshold": flags.threshold}
-    if net is None:
-        return detection.DetectionPredictor.load(flags.network, card, **options)
-    return detection.DetectionPredictor(net, card, **options)
 
 
 def tell_objects(predictor, flags, files):
     """Finds the objects in all files; returns the answers, drawn and printed."""
     from gluon_resnest.interop.detection_drawing import draw_detected
     answers = list(predictor.answer(files))
-    rows = {answer.file: [] if answer.problem else answer.rows(predictor.card)
-            for answer in answers}
-    if flags.json:
-        print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
-                           "objects": rows[answer.file]} for answer in answers], indent=1))
-    else:
-        for answer in answers:
-            print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
-            for row in rows[answer.file]:
-                print(f"  {row['score']:.2f}  {row['name']:20s} "
-                      + " ".join(f"{edge:7.1f}" for edge in row["box"]))
+    print_rows(answers, "objects", lambda answer: answer.rows(predictor.card),
+               lambda row: f"{row['score']:.2f}  {row['name']:20s} "
+               + " ".join(f"{edge:7.1f}" for edge in row["box"]), flags.json)
     if flags.save:
         draw_detected(flags.save, answers, predictor.card)
     return answers
-
-
-def load_panoptic(flags):
-    """Returns the PanopticPredictor that the flags mean, or None if they mean another one."""
-    from gluon_resnest.interop import deployed, panoptic, trained
-    exported = deployed.paths(flags.network)[0].exists()
-    if exported and deployed.task_of(flags.network) == panoptic.TASK:
-        if flags.weights:
-            raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
-                            "exported pair; leave it out")
-        net, card = None, panoptic.read_card(flags.network)
-    elif not exported and panoptic.is_panoptic(flags.network):
-        net, card = panoptic.from_zoo(flags.network, flags.weights)
-    else:
-        return None
-    if flags.protocol:
-        raise UserError(f"--protocol does not apply to {flags.network!r}, a panoptic network; "
-                        "leave it out")
-    names = flags.classes_file and trained.read_class_names(flags.classes_file)
-    card = dataclasses.replace(card, short_px=flags.crop or card.short_px,
-                               confidence=flags.threshold, class_names=names or card.class_names)
-    card.check("the command line")
-    if net is None:
-        return panoptic.PanopticPredictor.load(flags.network, card)
-    return panoptic.PanopticPredictor(net, card)
 
 
 def tell_segments(predictor, flags, files):
     """Finds the segments of all files; returns the answers, drawn and printed."""
     from gluon_resnest.interop.panoptic_drawing import draw_segments
     answers = list(predictor.answer(files))
-    rows = {answer.file: [] if answer.problem else answer.rows(predictor.card)
-            for answer in answers}
-    if flags.json:
-        print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
-                           "segments": rows[answer.file]} for answer in answers], indent=1))
-    else:
-        for answer in answers:
-            print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
-            for row in rows[answer.file]:
-                score = f"{row['score']:.2f}" if row["thing"] else ""
-                print(f"  {100 * row['share']:6.2f} %  {row['name']:20s} {score}".rstrip())
+    print_rows(answers, "segments", lambda answer: answer.rows(predictor.card),
+               lambda row: f"{100 * row['share']:6.2f} %  {row['name']:20s} "
+               + (f"{row['score']:.2f}" if row["thing"] else ""), flags.json)
     if flags.save:
         draw_segments(flags.save, answers, predictor.card, flags.opacity)
     return answers
