@@ -305,6 +305,24 @@ def test_files_of_the_other_engine_are_refused(files, target, engine, message):
         deployed.load(files / target, engine=engine)
 
 
+def logistic_map(F, x):
+    """Doubles any error of values in 0..1, thirty times."""
+    for _ in range(30):
+        x = 4 * (x - x * x)
+    return x
+
+
+def test_a_network_that_magnifies_rounding_is_refused_by_a_sentence(tmp_path):
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(64, 3, use_bias=False, in_channels=3), nn.BatchNorm(in_channels=64),
+            nn.GlobalMaxPool2D(), nn.Flatten(), nn.Activation("sigmoid"),
+            nn.HybridLambda(logistic_map))
+    randomized(net)
+    with pytest.raises(UserError, match="own output moves by .* its input moves by 1e-06.*trained"):
+        export_deployment(net, tmp_path / "x", dataclasses.replace(CARD, classes=64), Plan("mxnet"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_deploy_graph_is_never_written(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "TOLERANCE", 0)
     for target in ("mxnet", "onnx"):

@@ -36,6 +36,9 @@ from pathlib import Path
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
 
+# Fields of a card and the flags that set them.
+FLAGS = {"crop_px": "--crop", "protocol": "--protocol", "class_names": "--classes-file"}
+
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
@@ -113,149 +116,91 @@ def deploy(net, card, plan, flags):
     print(f"{card.model}, {plan.precision} for {plan.target}; {measured}")
 
 
-def open_run(directory, weights):
-    """Returns (net, card) of a run directory, with other weights if they are given."""
+def of_zoo(name, weights):
+    """Returns (net, card) of a zoo name; without weights, the published ones."""
+    from gluon_resnest.interop import detection, panoptic, pose, segmentation, trained
+    from gluon_resnest.zoo import POSE
+    for spells, task in ((lambda given: given.startswith(POSE), pose),
+                         (segmentation.is_segmenter, segmentation),
+                         (detection.is_detector, detection), (panoptic.is_panoptic, panoptic)):
+        if spells(name):
+            return task.from_zoo(name, weights)
+    return trained.from_zoo(name, weights)
+
+
+def of_run(directory, weights):
+    """Returns (net, card) of a run directory of any recipe, with other weights if given."""
     from gluon_resnest import cli
     from gluon_resnest.interop import trained
-    from gluon_resnest.interop.deployed import Card
-    from gluon_resnest.interop.weights import load_parameters
-    from gluon_resnest.tasks.trained_run import open_run as open_trained
-    net, recipe = open_trained(directory)
-    if weights:
-        load_parameters(net, weights)
-    file = Path(directory) / cli.CLASS_NAMES
-    names = trained.read_class_names(file) if file.exists() else None
-    return net, Card(recipe.network, recipe.classes, recipe.eval_px, recipe.eval_protocol,
-                     class_names=names)
-
-
-def pose_of(flags):
-    """Returns (net, card) of the pose network that the flags mean, or None if they mean another."""
-    from gluon_resnest.interop import pose
     from gluon_resnest.interop.weights import load_parameters
     from gluon_resnest.tasks import trained_run
-    from gluon_resnest.zoo import POSE
-    if flags.model is not None and flags.model.startswith(POSE):
-        net, card = pose.from_zoo(flags.model, flags.weights)
-    elif flags.run and trained_run.kind_of_run(flags.run) == "PoseRecipe":
-        net, recipe = trained_run.open_pose_run(flags.run)
-        if flags.weights:
-            load_parameters(net, flags.weights)
-        card = pose.PoseCard(POSE + recipe.network, recipe.height, recipe.width, recipe.margin,
-                             flip=recipe.eval_flip)
-    else:
-        return None
-    if flags.crop or flags.protocol or flags.classes_file:
-        raise UserError("--crop, --protocol and --classes-file belong to classifiers, but "
-                        f"{card.model} is a pose network; leave them out")
+    file = Path(directory) / cli.CLASS_NAMES
+    net, card = {"PoseRecipe": pose_run, "SegmentationRecipe": segmentation_run,
+                 "DetectionRecipe": detection_run, "PanopticRecipe": panoptic_run}.get(
+        trained_run.kind_of_run(directory), trained_run.open_classifier)(directory)
+    if weights:
+        load_parameters(net, weights)
+    if card.task == "segmentation":     # the auxiliary head has its values in `weights` too
+        net = net.without_auxiliary()
+    if file.is_file():
+        card = dataclasses.replace(card, class_names=trained.read_class_names(file))
     return net, card
 
 
-def segmentation_of(flags):
-    """Returns (net, card) of the segmentation network that the flags mean, or None."""
-    from gluon_resnest import cli
-    from gluon_resnest.interop import segmentation, trained
-    from gluon_resnest.interop.weights import load_parameters
+def pose_run(directory):
+    """Returns (net, card) of a run directory of a pose recipe."""
+    from gluon_resnest.interop.pose import PoseCard
     from gluon_resnest.tasks import trained_run
-    names = None
-    if flags.model is not None and segmentation.is_segmenter(flags.model):
-        net, card = segmentation.from_zoo(flags.model, flags.weights)
-    elif flags.run and trained_run.kind_of_run(flags.run) == "SegmentationRecipe":
-        net, recipe = trained_run.open_segmentation_run(flags.run)
-        if flags.weights:
-            load_parameters(net, flags.weights)
-        file = Path(flags.run) / cli.CLASS_NAMES
-        names = trained.read_class_names(file) if file.exists() else None
-        net = net.without_auxiliary()
-        card = segmentation.SegmentationCard(
-            recipe.network, recipe.classes, recipe.crop_px, recipe.base_px, recipe.scales,
-            recipe.eval_flip, recipe.eval_rule, class_names=names)
-    else:
-        return None
-    if flags.crop or flags.protocol:
-        raise UserError("--crop and --protocol belong to classifiers, but "
-                        f"{card.model} is a segmentation network; leave them out")
-    names = flags.classes_file and trained.read_class_names(flags.classes_file)
-    return net, dataclasses.replace(card, class_names=names or card.class_names)
+    from gluon_resnest.zoo import POSE
+    net, recipe = trained_run.open_pose_run(directory)
+    return net, PoseCard(POSE + recipe.network, recipe.height, recipe.width, recipe.margin,
+                         flip=recipe.eval_flip)
 
 
-def detector_of(flags):
-    """Returns (net, card) of the detector that the flags mean, or None."""
-    from gluon_resnest import cli
-    from gluon_resnest.interop import detection, trained
-    from gluon_resnest.interop.weights import load_parameters
+def segmentation_run(directory):
+    """Returns (net, card) of a run directory of a segmentation recipe."""
+    from gluon_resnest.interop.segmentation import SegmentationCard
     from gluon_resnest.tasks import trained_run
-    if flags.model is not None and detection.is_detector(flags.model):
-        net, card = detection.from_zoo(flags.model, flags.weights)
-    elif flags.run and trained_run.kind_of_run(flags.run) == "DetectionRecipe":
-        net, recipe = trained_run.open_detection_run(flags.run)
-        if flags.weights:
-            load_parameters(net, flags.weights)
-        file = Path(flags.run) / cli.CLASS_NAMES
-        card = detection.card_of(
-            net, recipe.network, short_px=recipe.eval_px, max_px=recipe.max_px,
-            class_names=trained.read_class_names(file) if file.exists() else None)
-    else:
-        return None
-    if flags.crop or flags.protocol:
-        raise UserError("--crop and --protocol belong to classifiers, but "
-                        f"{card.model} is a detector; leave them out")
-    names = flags.classes_file and trained.read_class_names(flags.classes_file)
-    return net, dataclasses.replace(card, class_names=names or card.class_names)
+    net, recipe = trained_run.open_segmentation_run(directory)
+    return net, SegmentationCard(recipe.network, recipe.classes, recipe.crop_px, recipe.base_px,
+                                 recipe.scales, recipe.eval_flip, recipe.eval_rule)
 
 
-def panoptic_of(flags):
-    """Returns (net, card) of the panoptic network that the flags mean, or None."""
-    from gluon_resnest.interop import panoptic, trained
-    from gluon_resnest.interop.weights import load_parameters
+def detection_run(directory):
+    """Returns (net, card) of a run directory of a detection recipe."""
+    from gluon_resnest.interop import detection
     from gluon_resnest.tasks import trained_run
-    if flags.model is not None and panoptic.is_panoptic(flags.model):
-        net, card = panoptic.from_zoo(flags.model, flags.weights)
-    elif flags.run and trained_run.kind_of_run(flags.run) == "PanopticRecipe":
-        net, recipe = trained_run.open_panoptic_run(flags.run)
-        if flags.weights:
-            load_parameters(net, flags.weights)
-        card = panoptic.card_of(
-            net, recipe.network, confidence=recipe.confidence, overlap=recipe.overlap,
-            stuff_area=recipe.stuff_area, short_px=recipe.eval_px, max_px=recipe.max_px,
-            class_names=net.detector.classes + net.stuff)
-    else:
-        return None
-    if flags.crop or flags.protocol:
-        raise UserError("--crop and --protocol belong to classifiers, but "
-                        f"{card.model} is a panoptic network; leave them out")
-    names = flags.classes_file and trained.read_class_names(flags.classes_file)
-    return net, dataclasses.replace(card, class_names=names or card.class_names)
+    net, recipe = trained_run.open_detection_run(directory)
+    return net, detection.card_of(net, recipe.network, short_px=recipe.eval_px,
+                                  max_px=recipe.max_px)
 
 
-def classifier_of(flags):
-    """Returns (net, card) of the classifier that the flags mean."""
-    from gluon_resnest.interop import trained
-    if flags.run:
-        net, card = open_run(flags.run, flags.weights)
-    else:
-        net, card = trained.from_zoo(flags.model, flags.weights)
-    names = flags.classes_file and trained.read_class_names(flags.classes_file)
-    changes = {"crop_px": flags.crop, "protocol": flags.protocol, "class_names": names}
-    return net, dataclasses.replace(card, **{name: value for name, value in changes.items()
-                                             if value is not None})
+def panoptic_run(directory):
+    """Returns (net, card) of a run directory of a panoptic recipe."""
+    from gluon_resnest.interop import panoptic
+    from gluon_resnest.tasks import trained_run
+    net, recipe = trained_run.open_panoptic_run(directory)
+    return net, panoptic.card_of(
+        net, recipe.network, confidence=recipe.confidence, overlap=recipe.overlap,
+        stuff_area=recipe.stuff_area, short_px=recipe.eval_px, max_px=recipe.max_px,
+        class_names=net.detector.classes + net.stuff)
 
 
 def network_of(flags):
-    """Returns (net, card, what to say of the card, function that exports it plainly)."""
-    from gluon_resnest.interop.export import export_classifier, export_network
-    for find, told in (
-            (pose_of, lambda card: f"persons of {card.height} x {card.width} px"),
-            (segmentation_of,
-             lambda card: f"{card.classes} classes, windows of {card.crop_px} px"),
-            (detector_of, lambda card: f"{card.classes} classes, images of any size"),
-            (panoptic_of, lambda card: f"{card.classes} classes of things, {card.stuff} of stuff, "
-             "images of any size")):
-        found = find(flags)
-        if found:
-            return (*found, told, export_network)
-    return (*classifier_of(flags), lambda card: f"{card.classes} classes, crop {card.crop_px} px, "
-            f"protocol {card.protocol}", export_classifier)
+    """Returns (net, card) of the network that the flags mean."""
+    from gluon_resnest.interop import trained
+    if flags.run:
+        net, card = of_run(flags.run, flags.weights)
+    else:
+        net, card = of_zoo(flags.model, flags.weights)
+    given = {"crop_px": flags.crop, "protocol": flags.protocol, "class_names": flags.classes_file}
+    given = {name: value for name, value in given.items() if value is not None}
+    wrong = [FLAGS[name] for name in given if name not in card.adjustable]
+    if wrong:
+        raise UserError(f"{wrong[0]} does not apply to {card.model}, a {card.word}; leave it out")
+    if flags.classes_file:
+        given["class_names"] = trained.read_class_names(flags.classes_file)
+    return net, dataclasses.replace(card, **given)
 
 
 def report(prefix, network):
@@ -273,12 +218,14 @@ def main(argv=None):
         if (flags.run is None) == (flags.model is None):
             raise UserError("give either a run directory or --model NAME; see --help")
         plan = plan_of(flags)
-        net, card, told, export = network_of(flags)
+        net, card = network_of(flags)
         if plan:
             deploy(net, card, plan, flags)
         else:
-            card = export(net, flags.out, card)
-            report(flags.out, f"{card.model}, {told(card)}")
+            from gluon_resnest.interop.export import export_classifier, export_network
+            classifier = card.task == "classification"
+            card = (export_classifier if classifier else export_network)(net, flags.out, card)
+            report(flags.out, f"{card.model}, {card.summary}")
 
 
 if __name__ == "__main__":

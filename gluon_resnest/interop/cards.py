@@ -13,12 +13,14 @@ class TaskCard:
 
     They have the fields model, mean, std, commit and sha256, see `deployed.Card`, the class's own
     `task`, `word` (what such a network is called) and `lists` (fields that are never None and
-    hold tuples), and the method `own_faults`.
+    hold tuples), `adjustable` (fields that users may set by hand), the method `own_faults`, and
+    the property `summary`, what to say of the network.
     """
 
     task = ""
     word = "network"
     lists = ("mean", "std")
+    adjustable = ("class_names",)
 
     @property
     def output_shapes(self):

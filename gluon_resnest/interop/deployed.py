@@ -50,6 +50,10 @@ class Card:
       sha256: {"symbol": hex, "params": hex} of the two files, or None for a net that has none.
     """
 
+    task = "classification"
+    word = "classifier"
+    adjustable = ("crop_px", "protocol", "class_names")
+
     model: str
     classes: int
     crop_px: int
@@ -75,6 +79,11 @@ class Card:
     def output_shapes(self):
         """That of each output; there is one."""
         return (self.output_shape,)
+
+    @property
+    def summary(self):
+        """What to say of the network."""
+        return f"{self.classes} classes, crop {self.crop_px} px, protocol {self.protocol}"
 
     def to_json(self):
         """Returns the text of the card's file."""
@@ -184,7 +193,7 @@ def read_values(prefix):
 def task_of(prefix):
     """Returns what an exported pair is for, "classification" where its card does not say."""
     values = read_values(prefix)
-    return values.get("task", "classification") if isinstance(values, dict) else "classification"
+    return values.get("task", Card.task) if isinstance(values, dict) else Card.task
 
 
 def assumed_card(prefix, crop_px):

@@ -3,17 +3,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
-import mxnet as mx
-import numpy as np
-from mxnet import autograd
-
-from gluon_resnest.data import images as image_files
-from gluon_resnest.data.detection import stack
-from gluon_resnest.data.detection_transforms import MEAN, RULES, STD, EvalTransform, moved
-from gluon_resnest.errors import UserError
-from gluon_resnest.interop import cards, deployed
+from gluon_resnest.data.detection_transforms import MEAN, RULES, STD
+from gluon_resnest.interop import cards
 from gluon_resnest.interop.cards import class_names, triple, whole
-from gluon_resnest.interop.weights import load_parameters
+from gluon_resnest.interop.task_predictor import BoxPredictor
+from gluon_resnest.interop.trained import with_weights
 from gluon_resnest.models.detection.build import parse
 from gluon_resnest.models.detection.inference import Found, in_originals
 from gluon_resnest.models.detection.pasting import encode, paste
@@ -66,6 +60,11 @@ class DetectionCard(cards.TaskCard):
         masks = ((1, self.detections, self.mask_px, self.mask_px),) if self.mask_px else ()
         return tuple((1, self.detections, columns) for columns in (1, 1, 4)) + masks
 
+    @property
+    def summary(self):
+        """See `TaskCard`."""
+        return f"{self.classes} classes, images of any size"
+
     def own_faults(self):
         """See `TaskCard`."""
         return {
@@ -112,11 +111,7 @@ def from_zoo(name, weights, *, ctx=None):
     Raises:
       UserError: if the weights are not given or do not fit.
     """
-    from gluon_resnest import zoo
-    if not weights:
-        raise UserError(f"no weights are published for {name!r}; give a file with --weights FILE")
-    net = zoo.get_model(name)
-    load_parameters(net, weights, ctx=ctx or mx.cpu())
+    net = with_weights(name, weights, ctx=ctx)
     return net, card_of(net, name, class_names=net.classes)
 
 
@@ -146,7 +141,7 @@ class Detected(NamedTuple):
         return paste(self.found.masks[number], self.found.boxes[number], *self.size)
 
 
-class DetectionPredictor:
+class DetectionPredictor(BoxPredictor):
     """Finds objects in images, one image at a time, at the image's own aspect ratio.
 
     Args:
@@ -156,43 +151,23 @@ class DetectionPredictor:
       ctx: Context to run on; the CPU by default.
     """
 
+    kind = DetectionCard
+
     def __init__(self, net, card, *, threshold=0.5, ctx=None):
-        self.card, self._net, self._threshold = card, net, threshold
-        self._ctx = ctx or mx.cpu()
-        self._transform = EvalTransform(card.short_px, card.max_px, card.resize, mean=card.mean,
-                                        std=card.std)
-        net.hybridize()
-
-    @classmethod
-    def load(cls, prefix, card=None, *, threshold=0.5, ctx=None):
-        """Loads an exported pair; `card` takes the place of the one beside it.
-
-        Raises:
-          UserError: if a file is absent, damaged or not what was exported.
-        """
-        card = card or read_card(prefix)
-        return cls(deployed.load_pair(prefix, card, ctx=ctx), card, threshold=threshold, ctx=ctx)
+        super().__init__(net, card, ctx=ctx)
+        self._threshold = threshold
 
     def predict(self, image):
-        """Returns the `Found` of a uint8 RGB image (H, W, 3)."""
-        original = image.shape[:2]
-        resized = moved(image, self._transform.move(*original), self._transform.rule)
-        images, sizes = stack([resized], self._transform, divisor=1)
-        with autograd.pause(train_mode=False):
-            outputs = self._net(mx.nd.array(images, ctx=self._ctx))
-        outputs = [output.asnumpy() for output in outputs]
-        if not all(np.isfinite(output).all() for output in outputs):
-            raise UserError(f"the network {self.card.model} gives NaN or infinity for this image; "
-                            "its weights are damaged or its training had diverged")
-        found, = in_originals(outputs, sizes, [original])
+        """Returns the `Found` of a uint8 RGB image (H, W, 3); raises as `BoxPredictor.run`."""
+        outputs, sizes, originals = self.run(image)
+        found, = in_originals([output.asnumpy() for output in outputs], sizes, originals)
         sure = found.scores >= self._threshold
         return Found(*(part if part is None else part[sure] for part in found))
 
-    def answer(self, files):
-        """Yields the `Detected` of each file, in order; one that is no image has a problem."""
-        for file in map(Path, files):
-            try:
-                image = image_files.load(file)
-                yield Detected(file, image.shape[:2], self.predict(image))
-            except UserError as error:
-                yield Detected(file, (0, 0), None, str(error))
+    def answered(self, file, image):
+        """Returns the `Detected` of a file's image."""
+        return Detected(file, image.shape[:2], self.predict(image))
+
+    def failed(self, file, problem):
+        """Returns the `Detected` of a file that cannot be answered."""
+        return Detected(file, (0, 0), None, problem)

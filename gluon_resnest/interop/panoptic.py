@@ -3,17 +3,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
-import mxnet as mx
 import numpy as np
-from mxnet import autograd
 
-from gluon_resnest.data import images as image_files
-from gluon_resnest.data.detection import stack
-from gluon_resnest.data.detection_transforms import MEAN, RULES, STD, EvalTransform, moved
-from gluon_resnest.errors import UserError
-from gluon_resnest.interop import cards, deployed
+from gluon_resnest.data.detection_transforms import MEAN, RULES, STD
+from gluon_resnest.interop import cards
 from gluon_resnest.interop.cards import class_names, number, triple, whole
-from gluon_resnest.interop.weights import load_parameters
+from gluon_resnest.interop.task_predictor import BoxPredictor
+from gluon_resnest.interop.trained import with_weights
 from gluon_resnest.models.detection.build import COCO_CLASSES
 from gluon_resnest.models.detection.merging import Rules, merge
 from gluon_resnest.models.detection.panoptic import COCO_STUFF, detector_name
@@ -75,6 +71,11 @@ class PanopticCard(cards.TaskCard):
         """The `merging.Rules`."""
         return Rules(self.confidence, self.overlap, self.stuff_area)
 
+    @property
+    def summary(self):
+        """See `TaskCard`."""
+        return f"{self.classes} classes of things, {self.stuff} of stuff, images of any size"
+
     def own_faults(self):
         """See `TaskCard`."""
         return {
@@ -127,11 +128,7 @@ def from_zoo(name, weights, *, ctx=None):
     Raises:
       UserError: if the weights are not given or do not fit.
     """
-    from gluon_resnest import zoo
-    if not weights:
-        raise UserError(f"no weights are published for {name!r}; give a file with --weights FILE")
-    net = zoo.get_model(name)
-    load_parameters(net, weights, ctx=ctx or mx.cpu())
+    net = with_weights(name, weights, ctx=ctx)
     return net, card_of(net, name, class_names=COCO_CLASSES + COCO_STUFF)
 
 
@@ -155,7 +152,7 @@ class Merged(NamedTuple):
                 for each in sorted(self.segments, key=lambda each: -each.area)]
 
 
-class PanopticPredictor:
+class PanopticPredictor(BoxPredictor):
     """Finds the segments of images, one image at a time, at the image's own aspect ratio.
 
     Args:
@@ -164,39 +161,20 @@ class PanopticPredictor:
       ctx: Context to run on; the CPU by default.
     """
 
-    def __init__(self, net, card, *, ctx=None):
-        self.card, self._net, self._ctx = card, net, ctx or mx.cpu()
-        self._transform = EvalTransform(card.short_px, card.max_px, card.resize, mean=card.mean,
-                                        std=card.std)
-        net.hybridize()
-
-    @classmethod
-    def load(cls, prefix, card=None, *, ctx=None):
-        """Loads an exported pair; `card` takes the place of the one beside it.
-
-        Raises:
-          UserError: if a file is absent, damaged or not what was exported.
-        """
-        card = card or read_card(prefix)
-        return cls(deployed.load_pair(prefix, card, ctx=ctx), card, ctx=ctx)
+    kind = PanopticCard
 
     def predict(self, image):
-        """Returns the segments of a uint8 RGB image (H, W, 3), as `merging.merge` does."""
-        original = image.shape[:2]
-        resized = moved(image, self._transform.move(*original), self._transform.rule)
-        images, sizes = stack([resized], self._transform, divisor=1)
-        with autograd.pause(train_mode=False):
-            outputs = self._net(mx.nd.array(images, ctx=self._ctx))
-        if not all(np.isfinite(output.asnumpy()).all() for output in outputs):
-            raise UserError(f"the network {self.card.model} gives NaN or infinity for this image; "
-                            "its weights are damaged or its training had diverged")
-        seen, = in_originals(outputs, sizes, [original])
+        """Returns the segments of a uint8 RGB image (H, W, 3), as `merging.merge` does.
+
+        Raises: as `BoxPredictor.run`.
+        """
+        seen, = in_originals(*self.run(image))
         return merge(seen.found, seen.labels, self.card.rules)
 
-    def answer(self, files):
-        """Yields the `Merged` of each file, in order; one that is no image has a problem."""
-        for file in map(Path, files):
-            try:
-                yield Merged(file, *self.predict(image_files.load(file)))
-            except UserError as error:
-                yield Merged(file, None, [], str(error))
+    def answered(self, file, image):
+        """Returns the `Merged` of a file's image."""
+        return Merged(file, *self.predict(image))
+
+    def failed(self, file, problem):
+        """Returns the `Merged` of a file that cannot be answered."""
+        return Merged(file, None, [], problem)

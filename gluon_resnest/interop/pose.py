@@ -15,7 +15,7 @@ from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop import cards, deployed
 from gluon_resnest.interop.cards import number, triple, whole
-from gluon_resnest.interop.weights import load_parameters
+from gluon_resnest.interop.trained import with_weights
 from gluon_resnest.models.simple_pose import FLIP_TESTS, STRIDE, predict_joints
 
 TASK = "pose"
@@ -42,6 +42,7 @@ class PoseCard(cards.TaskCard):
     task = TASK
     word = "pose network"
     lists = ("joints", "partners", "skeleton", "mean", "std")
+    adjustable = ()
 
     model: str
     height: int = 256
@@ -60,6 +61,11 @@ class PoseCard(cards.TaskCard):
     def input_shape(self):
         """Shape of one prepared person."""
         return (1, 3, self.height, self.width)
+
+    @property
+    def summary(self):
+        """See `TaskCard`."""
+        return f"persons of {self.height} x {self.width} px"
 
     @property
     def output_shape(self):
@@ -212,9 +218,4 @@ def from_zoo(name, weights, *, ctx=None):
     Raises:
       UserError: if the name is unknown, or the weights are not given or do not fit.
     """
-    from gluon_resnest import zoo
-    if not weights:
-        raise UserError(f"no weights are published for {name!r}; give a file with --weights FILE")
-    net = zoo.get_model(name)
-    load_parameters(net, weights, ctx=ctx or mx.cpu())
-    return net, PoseCard(name)
+    return with_weights(name, weights, ctx=ctx), PoseCard(name)

@@ -8,10 +8,9 @@ import numpy as np
 
 from gluon_resnest import zoo
 from gluon_resnest.data import color
-from gluon_resnest.data import images as image_files
-from gluon_resnest.errors import UserError
-from gluon_resnest.interop import cards, deployed
+from gluon_resnest.interop import cards
 from gluon_resnest.interop.cards import class_names, number, triple, whole
+from gluon_resnest.interop.task_predictor import TaskPredictor
 from gluon_resnest.interop.weights import load_parameters
 from gluon_resnest.models.segmentation import parse_name
 from gluon_resnest.models.whole_image import RULES, WholeImage
@@ -61,6 +60,11 @@ class SegmentationCard(cards.TaskCard):
     def output_shape(self):
         """Shape of its logits."""
         return (1, self.classes, self.crop_px, self.crop_px)
+
+    @property
+    def summary(self):
+        """See `TaskCard`."""
+        return f"{self.classes} classes, windows of {self.crop_px} px"
 
     def name(self, number):
         """Returns what to call a class."""
@@ -127,7 +131,7 @@ class Labelled(NamedTuple):
         return [(int(numbers[i]), float(counts[i] / self.labels.size)) for i in order]
 
 
-class SegmentationPredictor:
+class SegmentationPredictor(TaskPredictor):
     """Labels the pixels of images.
 
     Args:
@@ -135,6 +139,8 @@ class SegmentationPredictor:
       card: the network's `SegmentationCard`.
       ctx: Context to run on; the CPU by default.
     """
+
+    kind = SegmentationCard
 
     def __init__(self, net, card, *, ctx=None):
         self.card = card
@@ -144,24 +150,14 @@ class SegmentationPredictor:
             net, window_px=card.crop_px, base_px=card.base_px, scales=card.scales, flip=card.flip,
             rule=card.rule, padding=tuple(self._map[:, 3]), ctx=ctx or mx.cpu())
 
-    @classmethod
-    def load(cls, prefix, card=None, *, ctx=None):
-        """Loads an exported pair; `card` takes the place of the one beside it.
-
-        Raises:
-          UserError: if a file is absent, damaged or not what was exported.
-        """
-        card = card or read_card(prefix)
-        return cls(deployed.load_pair(prefix, card, ctx=ctx), card, ctx=ctx)
-
     def labels(self, image):
         """Returns the class of each pixel, int32 (H, W), of a uint8 RGB image (H, W, 3)."""
         return self._whole.labels(color.apply(image, self._map))
 
-    def answer(self, files):
-        """Yields the `Labelled` of each file, in order; one that is no image has a problem."""
-        for file in map(Path, files):
-            try:
-                yield Labelled(file, self.labels(image_files.load(file)))
-            except UserError as error:
-                yield Labelled(file, None, str(error))
+    def answered(self, file, image):
+        """Returns the `Labelled` of a file's image."""
+        return Labelled(file, self.labels(image))
+
+    def failed(self, file, problem):
+        """Returns the `Labelled` of a file that cannot be answered."""
+        return Labelled(file, None, problem)

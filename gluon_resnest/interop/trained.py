@@ -37,6 +37,19 @@ def from_zoo(name, weights=None, *, classes=None, ctx=None):
     return net, zoo_card(name, classes)
 
 
+def with_weights(name, weights, *, ctx=None):
+    """Builds a network of the zoo for which no weights are published, with those of a file.
+
+    Raises:
+      UserError: if the name is unknown, or the weights are not given or do not fit.
+    """
+    if not weights:
+        raise UserError(f"no weights are published for {name!r}; give a file with --weights FILE")
+    net = zoo.get_model(name)
+    load_parameters(net, weights, ctx=ctx or mx.cpu())
+    return net
+
+
 def zoo_card(name, classes):
     """Returns the card of a zoo name: crop, protocol and normalisation of its published weights."""
     try:

@@ -67,7 +67,8 @@ def export_deployment(net, prefix, card, plan, images=None):
       What was measured: a text.
 
     Raises:
-      UserError: if the plan cannot be carried out, or too few images agree.
+      UserError: if the plan cannot be carried out, too few images agree, or the network itself
+        is so sensitive that no other order of its sums can repeat it.
       RuntimeError: if a float32 deployment differs from the network by more than TOLERANCE.
     """
     card.check("the card of the export")
@@ -176,6 +177,12 @@ def _judge(net, prefix, card, plan, images):
         inputs += [batch for batch, _ in images.judging] if images else []
         error = judging.worst_difference(network.outputs, lambda x: run(net, x, place), inputs)
         if not error <= judging.TOLERANCE:      # also where it is not a number
+            own = judging.sensitivity(lambda x: run(net, x, place), inputs)
+            if own > judging.SENSITIVE:
+                raise UserError(f"{card.model} cannot be deployed: its own output moves by "
+                                f"{own:.1e} where its input moves by {judging.NUDGE:.0e}, as that "
+                                "of a network does that is not trained or has diverged; give "
+                                "trained weights")
             raise RuntimeError(f"the deploy graph differs from the network by {error:.1e} of the "
                                f"largest output; at most {judging.TOLERANCE:.0e} is allowed and "
                                "nothing was written")

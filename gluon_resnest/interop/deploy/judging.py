@@ -6,6 +6,9 @@ import numpy as np
 # Largest difference of a float32 deployment, relative to the largest output. Folding and fusing
 # round otherwise than the network does; trials gave 1e-6 to 3e-5.
 TOLERANCE = 1e-4
+# A network is too sensitive to be compared where inputs that change by NUDGE, several roundings of
+# float32, change outputs by SENSITIVE.
+NUDGE, SENSITIVE = 1e-6, 1e-4
 # Least share of images of which a bf16 or int8 network must say the same as the float32 one.
 MIN_AGREEMENT = 0.97
 
@@ -78,6 +81,17 @@ def worst_difference(deployed, network, inputs):
             error = np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-30)
             worst = float(np.maximum(worst, error))     # NaN stays
     return worst
+
+
+def sensitivity(network, inputs):
+    """Returns how far outputs move, relative to the largest, where inputs move by NUDGE."""
+    rng = np.random.default_rng(0)
+
+    def nudged(images):
+        noise = rng.standard_normal(images.shape)
+        return network((images * (1 + NUDGE * noise)).astype(np.float32))
+
+    return worst_difference(nudged, network, inputs)
 
 
 def _centred(logits):
