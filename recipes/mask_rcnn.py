@@ -59,7 +59,7 @@ LVIS_FEDERATED = replace(LVIS, class_loss="federated",
 SHAPES = DetectionRecipe(
     network="mask_rcnn_fpn_resnest14_coco", source="this project, for trials", classes=3,
     norm="sync", frozen_stages=0, box_head="2fc", mask_convs=2, channels=64, fc_channels=256,
-    roi_samples=32, proposals=64, detections=20, unit="epochs", length=4, milestones="3",
+    roi_samples=32, proposals=64, detections=20, unit="epochs", length=6, milestones="5",
     warmup_iterations=50, warmup_from=0.01, batch=4, optimizer="adam", lr=5e-4, wd=0.0,
     short_px="128", max_px=160, eval_px=128, eval_every=1)
 BY_HEART = DetectionRecipe(
