@@ -141,3 +141,26 @@ def test_mistakes_of_the_tools_are_sentences(tmp_path, exported):
         done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, text=True,
                               capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 2 and sentence in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("opacity, colours", [(0.6, range(100, 2240)), (1, [3])])
+def test_full_opacity_leaves_the_picture_itself_out(tmp_path, opacity, colours):
+    from matplotlib.figure import Figure
+
+    from gluon_resnest.interop.detection_drawing import draw_objects
+    cv2.imwrite(str(tmp_path / "a.png"),
+                np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))
+    found = detection.Found(np.array([[4, 4, 20, 20], [30, 8, 50, 36]], np.float32),
+                            np.array([0, 1]), np.array([0.9, 0.8], np.float32),
+                            np.ones((2, 28, 28), np.float32))
+    axes = Figure().subplots()
+    draw_objects(axes, detection.Detected(tmp_path / "a.png", (40, 56), found),
+                 detection.DetectionCard("faster", 2, class_names=NAMES), opacity)
+    shown = np.unique(axes.images[0].get_array().reshape(-1, 3), axis=0)
+    assert len(shown) in colours
+
+
+def test_an_opacity_out_of_range_is_refused(tmp_path):
+    from gluon_resnest.interop.detection_drawing import draw_detected
+    with pytest.raises(UserError, match="opacity of the colours must be within 0..1, got 2"):
+        draw_detected(tmp_path / "x.png", [], None, 2)

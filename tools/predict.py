@@ -49,8 +49,8 @@ def parse(argv=None):
     parser.add_argument("--save", metavar="PICTURE", help="draw the first 24 images with "
                         "their answers (.png, .pdf, .svg)")
     parser.add_argument("--opacity", type=float, default=0.6, metavar="SHARE",
-                        help="of the colours that --save lays on a segmented picture; 1 leaves the "
-                        "picture itself out (default: %(default)s)")
+                        help="of the colours that --save lays on segments and objects; 1 leaves "
+                        "the picture itself out (default: %(default)s)")
     parser.add_argument("--explain", metavar="PICTURE", help="draw for the first 12 images where a "
                         "classifier finds the evidence for its guess, and how its blocks weight "
                         "their splits; not for exported pairs")
@@ -236,7 +236,7 @@ def tell_objects(predictor, flags, files):
                lambda row: f"{row['score']:.2f}  {row['name']:20s} "
                + " ".join(f"{edge:7.1f}" for edge in row["box"]), flags.json)
     if flags.save:
-        draw_detected(flags.save, answers, predictor.card)
+        draw_detected(flags.save, answers, predictor.card, flags.opacity)
     return answers
 
 

@@ -1,36 +1,41 @@
 """Draws the objects that were found in images: boxes, labels and masks."""
 from gluon_resnest.data import images
 from gluon_resnest.interop.drawing import draw_images
-from gluon_resnest.interop.segmentation_drawing import palette
+from gluon_resnest.interop.segmentation_drawing import OPACITY, check_opacity, palette
 
-_OPACITY = 0.45
+_BLANK = 235        # grey in place of a picture that is left out
 _LIGHT = 96         # added to dark colours of the palette
 
 
-def draw_detected(path, answers, card):
+def draw_detected(path, answers, card, opacity=OPACITY):
     """Draws images, each with what was found; see `drawing.draw_images`.
 
     Args:
       path: picture to write, of one of `drawing.FORMATS`.
       answers: list of `detection.Detected`; those with a problem are left out.
       card: the network's `DetectionCard`.
+      opacity: of the masks' colours, 0..1; at 1 the images themselves are left out.
 
     Raises:
-      UserError: if no image could be read, or the picture cannot be written.
+      UserError: if no image could be read, the picture cannot be written, or the opacity is out
+        of range.
     """
-    draw_images(path, answers, lambda axes, answer: draw_objects(axes, answer, card))
+    check_opacity(opacity)
+    draw_images(path, answers, lambda axes, answer: draw_objects(axes, answer, card, opacity))
 
 
-def draw_objects(axes, answer, card):
+def draw_objects(axes, answer, card, opacity=OPACITY):
     """Draws one image on matplotlib axes with its objects, the best on top."""
     image, found = images.load(answer.file).copy(), answer.found
     colors = (palette(card.classes + 1)[1:].astype(int) + _LIGHT).clip(0, 255)
     order = range(len(found.scores) - 1, -1, -1)
+    if opacity == 1:
+        image[:] = _BLANK
     if found.masks is not None:
         for number in order:
             inside = answer.pixels(number)
-            image[inside] = (image[inside] * (1 - _OPACITY)
-                             + colors[found.classes[number]] * _OPACITY).astype(image.dtype)
+            image[inside] = (image[inside] * (1 - opacity)
+                             + colors[found.classes[number]] * opacity).astype(image.dtype)
     axes.imshow(image)
     axes.autoscale(False)
     for number in order:

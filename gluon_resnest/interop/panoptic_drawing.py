@@ -3,27 +3,29 @@ import numpy as np
 
 from gluon_resnest.data import images
 from gluon_resnest.interop.drawing import draw_images
-from gluon_resnest.interop.segmentation_drawing import overlay, palette
+from gluon_resnest.interop.segmentation_drawing import OPACITY, check_opacity, overlay, palette
 
 _LEAST_SHARE = 0.002        # of the picture: smaller segments are not named
 
 
-def draw_segments(path, answers, card, opacity=0.6):
+def draw_segments(path, answers, card, opacity=OPACITY):
     """Draws images, each with its segments; see `drawing.draw_images`.
 
     Args:
       path: picture to write, of one of `drawing.FORMATS`.
       answers: list of `panoptic.Merged`; those with a problem are left out.
       card: the network's `PanopticCard`.
-      opacity: of the colours.
+      opacity: of the colours, 0..1.
 
     Raises:
-      UserError: if no image could be read, or the picture cannot be written.
+      UserError: if no image could be read, the picture cannot be written, or the opacity is out
+        of range.
     """
+    check_opacity(opacity)
     draw_images(path, answers, lambda axes, answer: draw_merged(axes, answer, card, opacity))
 
 
-def draw_merged(axes, answer, card, opacity=0.6):
+def draw_merged(axes, answer, card, opacity=OPACITY):
     """Draws one image on matplotlib axes with its segments; pixels without one stay as they are."""
     image = images.load(answer.file)
     kinds = palette(1 + card.classes + card.stuff)

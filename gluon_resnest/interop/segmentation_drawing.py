@@ -23,6 +23,12 @@ def palette(count):
     return colors.astype(np.uint8)
 
 
+def check_opacity(opacity):
+    """Raises a UserError unless an opacity is within 0..1."""
+    if not 0 <= opacity <= 1:
+        raise UserError(f"the opacity of the colours must be within 0..1, got {opacity}")
+
+
 def overlay(image, labels, colors, opacity=OPACITY):
     """Returns an image uint8 (H, W, 3) tinted with the colours (K, 3) of its labels (H, W)."""
     return (image * (1 - opacity) + colors[labels] * opacity).round().astype(np.uint8)
@@ -42,8 +48,7 @@ def draw_labelled(path, answers, card, opacity=OPACITY):
         out of range.
     """
     check_picture(path)
-    if not 0 <= opacity <= 1:
-        raise UserError(f"the opacity of the colours must be within 0..1, got {opacity}")
+    check_opacity(opacity)
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
     drawn = [answer for answer in answers if answer.labels is not None][:MAX_DRAWN]
