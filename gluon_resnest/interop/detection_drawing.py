@@ -1,7 +1,10 @@
 """Draws the objects that were found in images: boxes, labels and masks."""
+import numpy as np
+
 from gluon_resnest.data import images
 from gluon_resnest.interop.drawing import draw_images
 from gluon_resnest.interop.segmentation_drawing import OPACITY, check_opacity, palette
+from gluon_resnest.models.detection.boxes import area
 
 _BLANK = 235        # grey in place of a picture that is left out
 _LIGHT = 96         # added to dark colours of the palette
@@ -25,10 +28,10 @@ def draw_detected(path, answers, card, opacity=OPACITY):
 
 
 def draw_objects(axes, answer, card, opacity=OPACITY):
-    """Draws one image on matplotlib axes with its objects, the best on top."""
+    """Draws one image on matplotlib axes with its objects, small ones on top."""
     image, found = images.load(answer.file).copy(), answer.found
     colors = (palette(card.classes + 1)[1:].astype(int) + _LIGHT).clip(0, 255)
-    order = range(len(found.scores) - 1, -1, -1)
+    order = np.argsort(-area(found.boxes), kind="stable")
     if opacity == 1:
         image[:] = _BLANK
     if found.masks is not None:
