@@ -17,6 +17,7 @@ _HOMES = {"get_model": "gluon_resnest.zoo", "list_models": "gluon_resnest.zoo",
           "ResNeSt": "gluon_resnest.models.resnest"}
 
 _environment.check()
+_environment.set_waiting()
 
 
 def __getattr__(name):

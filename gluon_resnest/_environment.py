@@ -1,4 +1,4 @@
-"""Checks, when the package is imported, what it cannot run without; finds CUDA for mxnet-cu112.
+"""Checks, when the package is imported, what it cannot run without; prepares the import of mxnet.
 
 Nothing here imports mxnet or numpy: versions are read from the installed metadata. The `*_problem`
 functions are pure; each returns one sentence that says what to install, or None.
@@ -24,6 +24,13 @@ CUDA_LIBRARIES = (
     ("libnccl.so.2", "nccl", "nvidia-nccl-cu11"),
     ("libcudnn.so.8", "cudnn", "nvidia-cudnn-cu11"),
 )
+
+# libgomp counts MXNet's threads to be more than the CPUs, for MXNet asks for parallel regions from
+# several threads of its own. It then lets them look for work 100 times between two operators and
+# sleep; waking them takes a third of the time of a small batch. `active` makes that 1000 times,
+# some ten microseconds, and where threads are few forever, unless a count says otherwise: 300000
+# is what libgomp has without any policy, some three milliseconds (decision 0139).
+WAITING = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
 
 
 def python_problem(version):
@@ -119,6 +126,18 @@ class CudaBeforeMxnet:
         if name == "mxnet":
             load_cuda(self._paths, self._load)
         return None
+
+
+def set_waiting(environ=os.environ):
+    """Sets what WAITING says in `environ`, unless one of its variables is set."""
+    if not WAITING.keys() & environ.keys():
+        environ.update(WAITING)
+
+
+def without_waiting(environ):
+    """Returns a copy of `environ` without what `set_waiting` has set: for foreign programs."""
+    ours = all(environ.get(name) == value for name, value in WAITING.items())
+    return {name: value for name, value in environ.items() if not (ours and name in WAITING)}
 
 
 def check():

@@ -1,5 +1,6 @@
 """What `import gluon_resnest` refuses, tried on made-up environments; where the recipes are."""
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,28 @@ def install(site, distribution, version, module=None):
     if module:
         (site / module).mkdir()
         (site / module / "__init__.py").write_text("")
+
+
+def test_waiting_is_set_unless_the_user_has_said_how():
+    environ = {"PATH": "/bin"}
+    _environment.set_waiting(environ)
+    assert environ == {"PATH": "/bin", **_environment.WAITING}
+    assert _environment.without_waiting(environ) == {"PATH": "/bin"}
+    for said in ({"OMP_WAIT_POLICY": "passive"}, {"GOMP_SPINCOUNT": "5"},
+                 {"OMP_WAIT_POLICY": "active"}):
+        environ = dict(said)
+        _environment.set_waiting(environ)
+        assert environ == said == _environment.without_waiting(environ)
+
+
+def test_waiting_is_set_before_mxnet_is_imported():
+    program = ("import gluon_resnest, os, sys; assert 'mxnet' not in sys.modules; "
+               "print(os.environ['OMP_WAIT_POLICY'])")
+    environ = {name: value for name, value in os.environ.items()
+               if name not in _environment.WAITING}
+    done = subprocess.run([sys.executable, "-c", program], cwd=str(ROOT), env=environ, check=True,
+                          stdout=subprocess.PIPE, universal_newlines=True)
+    assert done.stdout.strip() == "active"
 
 
 def test_import_names_each_missing_piece_in_turn(tmp_path):

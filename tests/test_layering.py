@@ -29,7 +29,7 @@ INTERNAL = {
               "interop.analysis", "interop.weights", "interop.deployed", "interop.export",
               "interop.evaluation_drawing"},
     "cli": {"config", "engine"},
-    "benchmark": {"cli", "data", "engine", "interop", "recipes", "tasks", "zoo"},
+    "benchmark": {"_environment", "cli", "data", "engine", "interop", "recipes", "tasks", "zoo"},
     "reproduction": {"config", "engine", "models", "recipes", "zoo"},
     "recipes": {"cli", "config", "tasks"},
     "tools": {"cli", "config", "tasks", "interop", "data", "zoo", "recipes", "engine.plan",

@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from gluon_resnest._environment import without_waiting
 from gluon_resnest.benchmark.sides.worker import MARK
 from gluon_resnest.benchmark.timing import Turn
 from gluon_resnest.errors import UserError
@@ -55,7 +56,7 @@ class Process:
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
                 [*_launcher(python, job["workers"]), python, str(_WORKER), job_file],
-                env={**os.environ, **dict.fromkeys(_THREADS, str(job["threads"])),
+                env={**without_waiting(os.environ), **dict.fromkeys(_THREADS, str(job["threads"])),
                      "PYTHONPATH": os.pathsep.join(filter(None, [
                          str(_ROOT), os.environ.get("PYTHONPATH")])),
                      MARK: address, **environ},
