@@ -260,6 +260,17 @@ def test_a_loaded_network_computes_what_the_net_does(tiny, files, target, engine
     assert_equal(network(x), tiny(nd.array(x)).asnumpy())
 
 
+def test_the_cards_size_has_a_session_of_its_own_in_onnxruntime(tiny, files):
+    from gluon_resnest.interop.deploy.onnx_engine import OnnxNetwork, open_session
+    file = deployed.onnx_path(files / "onnx")
+    assert open_session(file).get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert open_session(file, size=(64, 40)).get_inputs()[0].shape == ["batch", 3, 64, 40]
+    network = OnnxNetwork(file, (64, 40))
+    for shape in ((1, 3, 64, 40), (2, 3, 33, 77), (3, 3, 64, 40)):
+        x = noise(shape)
+        assert_equal(network(x)[0], tiny(nd.array(x)).asnumpy())
+
+
 @pytest.mark.parametrize("name", FAMILY[1:])
 def test_every_form_of_the_family_is_valid_onnx_and_equal(name):
     runtime = pytest.importorskip("onnxruntime")

@@ -84,7 +84,7 @@ def _load_onnx(prefix, record, card, device):
         raise UserError(f"{str(file)!r} is not the file that was exported: its SHA-256 differs "
                         f"from the one in {deployed.paths(prefix)[2].name!r}; copy both again, or "
                         "export again")
-    forward = onnx_engine.forward_of(onnx_engine.open_session(file))
+    forward = onnx_engine.OnnxNetwork(file, card and tuple(card.input_shape[2:]))
 
     def checked(images):
         outputs = forward(images)

@@ -1,19 +1,49 @@
 """Runs ONNX files in onnxruntime, and quantizes them with its static quantizer."""
+import functools
 import os
 
 import numpy as np
 
 from gluon_resnest.errors import MissingExtra, UserError
+from gluon_resnest.interop.deploy.onnx_file import SIDES
 
 _MAX_BYTES = 2 << 30
 
 
-def open_session(file, threads=None):
+class OnnxNetwork:
+    """Runs an ONNX file on images of any size, faster on those of one size.
+
+    Only where onnxruntime knows height and width, it sees that the two sides of a residual sum
+    are equally large, and adds within the convolution (decision 0140).
+
+    Call with float32 (N, 3, H, W); returns a list of output arrays.
+
+    Args:
+      file, threads: see `open_session`; raises as that.
+      size: (height, width) of most images, or None; others share a session that knows no size
+        and is opened for the first of them.
+    """
+
+    def __init__(self, file, size=None, threads=None):
+        self._open = functools.partial(open_session, file, threads)
+        self._sessions = {size: self._open(size)}
+        self._size, self._name = size, self._sessions[size].get_inputs()[0].name
+
+    def __call__(self, images):
+        size = self._size if images.shape[2:] == self._size else None
+        if size not in self._sessions:
+            self._sessions[size] = self._open()
+        return self._sessions[size].run(
+            None, {self._name: np.ascontiguousarray(images, np.float32)})
+
+
+def open_session(file, threads=None, size=None):
     """Returns an onnxruntime session for a file, on the CPU.
 
     Args:
       file: Path of an .onnx file.
       threads: of its own pool; None takes OMP_NUM_THREADS as MXNet does, else all cores.
+      size: (height, width) of all images, for a file that leaves both free; None leaves them so.
 
     Raises:
       UserError: if it is no network of one image input.
@@ -26,6 +56,8 @@ def open_session(file, threads=None):
     options.log_severity_level = 3
     asked = os.environ.get("OMP_NUM_THREADS", "")
     options.intra_op_num_threads = threads or (int(asked) if asked.isdigit() else 0)
+    for name, length in zip(SIDES, size or ()):
+        options.add_free_dimension_override_by_name(name, int(length))
     try:
         session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:      # its exceptions have no common base of their own
@@ -36,16 +68,6 @@ def open_session(file, threads=None):
         raise UserError(f"{str(file)!r} must have one float32 image input (N, 3, H, W); export it "
                         "again")
     return session
-
-
-def forward_of(session):
-    """Returns a function float32 (N, 3, H, W) -> list of output arrays."""
-    name = session.get_inputs()[0].name
-
-    def forward(images):
-        return session.run(None, {name: np.ascontiguousarray(images, np.float32)})
-
-    return forward
 
 
 def quantize(source, target, batches, *, mode, float_nodes):

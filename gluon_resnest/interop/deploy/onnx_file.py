@@ -9,6 +9,7 @@ from gluon_resnest.errors import MissingExtra, UserError
 
 OPSET, IR_VERSION = 13, 7       # what the oldest onnxruntime of this package's extra reads
 OUTPUT = "output"
+SIDES = ("height", "width")     # names of the image's free sides
 
 
 def to_onnx(graph, arrays, *, inputs, output_rank, note=""):
@@ -34,7 +35,7 @@ def to_onnx(graph, arrays, *, inputs, output_rank, note=""):
         writer.add(graph, node)
     name, channels = inputs
     image = helper.make_tensor_value_info(name, TensorProto.FLOAT,
-                                          ["batch", channels, "height", "width"])
+                                          ["batch", channels, *SIDES])
     free = ["batch", *(f"size{i}" for i in range(1, output_rank))]
     result = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, free)
     writer.nodes.append(helper.make_node("Identity", [writer.names[graph.head]], [OUTPUT]))
