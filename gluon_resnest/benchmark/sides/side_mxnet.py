@@ -1,8 +1,13 @@
 """MXNet: our networks, GluonCV's, the authors', and what was exported for deployment."""
 import functools
+import os
 import tempfile
 
 from worker import Side
+
+from gluon_resnest._environment import without_waiting
+
+FOREIGN = ("gluoncv", "authors")        # they run as their users run them
 
 
 def make(job):
@@ -10,6 +15,9 @@ def make(job):
     if job["device"] == "cpu":
         from gluon_resnest.cli import set_engine_environment
         set_engine_environment()
+    if job["competitor"] in FOREIGN:
+        for name in os.environ.keys() - without_waiting(os.environ).keys():
+            del os.environ[name]
     from gluon_resnest.engine.comm import connect
     comm = connect()
     import mxnet as mx
@@ -46,7 +54,7 @@ def _network(job, context):
             enable("bfloat16", context)
     net = get_model(job["model"], **options)
     net.initialize(mx.init.Xavier(magnitude=2), ctx=context)
-    foreign = job["competitor"] in ("gluoncv", "authors")
+    foreign = job["competitor"] in FOREIGN
     if foreign and job["kind"] == "train":
         _set_dropblock(net, job["dropblock"])
     net.hybridize(static_alloc=True, static_shape=foreign or job["kind"] == "infer")
