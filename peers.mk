@@ -1,5 +1,7 @@
 # make peers   compares converted weights with timm on PyTorch, in an environment of its own
 #
+# make peers-openvino   runs our ONNX files in OpenVINO, there too
+#
 # make benchmark-peers   installs there what tools/benchmark.py compares speed with
 #
 # Not part of `make test`. PEERS="resnest14d resnest26d" chooses the models; without it, all eight.
@@ -8,7 +10,7 @@ PEERS ?=
 PEERS_BIN := .venv-peers/bin
 PEERS_RUN := runs/peers
 
-.PHONY: peers golden benchmark-peers
+.PHONY: peers golden benchmark-peers peers-openvino
 
 .venv-peers/.done: tests/peers/requirements.txt
 	python3 -m venv .venv-peers
@@ -30,3 +32,9 @@ golden: .venv-peers/.done
 benchmark-peers: .venv-peers/.done tests/peers/requirements-benchmark.txt
 	$(PEERS_BIN)/python -m pip --quiet install -r tests/peers/requirements-benchmark.txt
 	$(PEERS_BIN)/python -m pip --quiet install --no-deps torchvision==0.28.0
+
+peers-openvino: setup benchmark-peers
+	rm -rf $(PEERS_RUN)
+	.venv/bin/python tests/peers/write_onnx.py $(PEERS_RUN)
+	$(PEERS_BIN)/python tests/peers/check_openvino.py $(PEERS_RUN)
+	rm -rf $(PEERS_RUN)
