@@ -21,6 +21,7 @@ from gluon_resnest.interop.deploy.onnx_file import to_onnx
 from gluon_resnest.interop.deploy.rewriting import deploy_graph
 from gluon_resnest.interop.deployed import Card
 from gluon_resnest.interop.predictor import Predictor
+from gluon_resnest.interop.segmentation import SegmentationCard
 from gluon_resnest.models.resnest import initialize
 
 CARD = Card("resnest_tiny", 3, 32)
@@ -258,6 +259,25 @@ def test_a_loaded_network_computes_what_the_net_does(tiny, files, target, engine
     assert (network.engine, network.precision) == (engine, "fp32")
     x = noise(shape)
     assert_equal(network(x), tiny(nd.array(x)).asnumpy())
+
+
+@pytest.mark.parametrize("head", ["deeplab", "deeplabplus", "fcn"])
+def test_every_segmentation_head_but_psp_is_onnx_of_any_size(head, tmp_path):
+    pytest.importorskip("onnxruntime")
+    net = randomized(zoo.segmentation_model(f"{head}_resnest_tiny", 4).without_auxiliary())
+    card = SegmentationCard(f"{head}_resnest_tiny", 4, 64)
+    export_deployment(net, tmp_path / "x", card, Plan("onnx"))
+    network = deployed.load(tmp_path / "x", card=card)
+    for shape in ((1, 3, 64, 64), (2, 3, 56, 72)):
+        x = noise(shape)
+        assert_equal(network(x), net(nd.array(x)).asnumpy())
+
+
+def test_psp_is_no_onnx_and_says_so(tmp_path):
+    pytest.importorskip("onnx")
+    net = randomized(zoo.segmentation_model("psp_resnest_tiny", 4).without_auxiliary())
+    with pytest.raises(UserError, match="pooling .* to 2 has no ONNX form; export for --target mx"):
+        export_deployment(net, tmp_path / "x", SegmentationCard("psp", 4, 64), Plan("onnx"))
 
 
 def test_the_cards_size_has_a_session_of_its_own_in_onnxruntime(tiny, files):

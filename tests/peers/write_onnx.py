@@ -23,7 +23,7 @@ def networks():
     for name in ("resnest14", "resnest14_1s1x64d", "resnest14_fast_4s2x40d", "resnet50_v1b"):
         yield zoo.get_model(name, classes=7), Card(name, 7, 96)
     yield zoo.pose_model("resnest14"), PoseCard("simple_pose_resnest14", 96, 64)
-    for head in ("deeplab", "deeplabplus", "fcn", "psp"):
+    for head in ("deeplab", "deeplabplus", "fcn"):
         name = f"{head}_resnest_tiny"
         yield (zoo.segmentation_model(name, 5).without_auxiliary(), SegmentationCard(name, 5, 96))
 

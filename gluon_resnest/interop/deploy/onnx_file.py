@@ -173,20 +173,30 @@ def _adaptive_pooling(writer, node, inputs):
 def _resize_like(writer, node, inputs):
     """MXNet's bilinear resizing puts the corners of both maps onto each other."""
     image, like = inputs
-    shapes = {}
-    for label, source in (("image", image), ("like", like)):
-        shapes[label] = f"{node.name}.{label}_shape"
-        writer.emit("Shape", node, [source], [shapes[label]])
+    writer.emit("Resize", node, [image, "", "", _size_like(writer, node, image, like)],
+                mode="linear", coordinate_transformation_mode="align_corners")
+
+
+def _broadcast_like(writer, node, inputs):
+    if {_integers(node.attrs[f"{side}_axes"]) == [2, 3] for side in ("lhs", "rhs")} != {True}:
+        raise UserError(f"{node.name} broadcasts other axes than height and width, which has no "
+                        "ONNX form here; export for --target mxnet")
+    writer.emit("Expand", node, [inputs[0], _size_like(writer, node, *inputs)])
+
+
+def _size_like(writer, node, image, like):
+    """Returns the name of a shape: batch and channels of one, height and width of another."""
     parts = []
-    for label, begin, end in (("image", 0, 2), ("like", 2, 4)):
-        parts.append(f"{node.name}.{label}_part")
+    for label, source, begin, end in (("image", image, 0, 2), ("like", like, 2, 4)):
+        shape, part = f"{node.name}.{label}_shape", f"{node.name}.{label}_part"
+        writer.emit("Shape", node, [source], [shape])
         bounds = [writer.constant(node, f"{label}_{i}", [value])
                   for i, value in enumerate((begin, end))]
-        writer.emit("Slice", node, [shapes[label], *bounds], [parts[-1]])
+        writer.emit("Slice", node, [shape, *bounds], [part])
+        parts.append(part)
     sizes = f"{node.name}.sizes"
     writer.emit("Concat", node, parts, [sizes], axis=0)
-    writer.emit("Resize", node, [image, "", "", sizes], mode="linear",
-                coordinate_transformation_mode="align_corners")
+    return sizes
 
 
 def _simple(kind):
@@ -200,6 +210,7 @@ _OPERATORS = {
     "Pooling": _pooling, "Activation": _activation, "Reshape": _reshape, "SwapAxis": _swap,
     "SliceChannel": _split, "softmax": _softmax, "Concat": _concat, "BatchNorm": _batch_norm,
     "_contrib_AdaptiveAvgPooling2D": _adaptive_pooling, "_contrib_BilinearResize2D": _resize_like,
+    "broadcast_like": _broadcast_like,
     "Flatten": _simple("Flatten"), "sigmoid": _simple("Sigmoid"), "relu": _simple("Relu"),
     "tanh": _simple("Tanh"), "exp": _simple("Exp"), "add_n": _simple("Sum"),
     **{op: _simple("Identity") for op in ("_copy", "BlockGrad")},
