@@ -164,3 +164,8 @@ def test_an_opacity_out_of_range_is_refused(tmp_path):
     from gluon_resnest.interop.detection_drawing import draw_detected
     with pytest.raises(UserError, match="opacity of the colours must be within 0..1, got 2"):
         draw_detected(tmp_path / "x.png", [], None, 2)
+
+
+def test_a_detector_has_no_engine_and_says_so(exported):
+    with pytest.raises(UserError, match="a detector, has no deploy graph that an engine could run"):
+        detection.DetectionPredictor.load(exported[1], engine="mxnet")

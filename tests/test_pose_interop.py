@@ -19,6 +19,7 @@ from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop import deployed
+from gluon_resnest.interop.deploy.export import Plan, export_deployment
 from gluon_resnest.interop.export import export_network
 from gluon_resnest.interop.pose import PoseCard, PosePredictor, read_boxes, read_card
 from gluon_resnest.interop.weights import save_parameters
@@ -180,6 +181,19 @@ def test_zoo_names_need_weights(photo, tmp_path, capsys):
     tool("predict").main(["simple_pose_resnest_tiny", str(photo), "--weights",
                           str(tmp_path / "w.params")])
     assert "nose" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target, engine", [("mxnet", "mxnet"), ("onnx", "onnxruntime")])
+def test_a_deploy_graph_finds_the_same_joints(exported, photo, tmp_path, capsys, target, engine):
+    pytest.importorskip("onnxruntime")
+    net, _ = exported
+    export_deployment(net, tmp_path / "pose", CARD, Plan(target))
+    expected, = PosePredictor.of_block(net, CARD).answer([photo])
+    for given in (None, engine):
+        answer, = PosePredictor.load(tmp_path / "pose", engine=given).answer([photo])
+        np.testing.assert_allclose(answer.joints, expected.joints, atol=1e-3)
+    tool("predict").main([str(tmp_path / "pose"), str(photo), "--engine", engine])
+    assert "person 1" in capsys.readouterr().out
 
 
 def test_a_run_is_exported_with_its_recipe(tmp_path, photo, capsys):

@@ -12,6 +12,7 @@ from PIL import Image
 from gluon_resnest.data import images
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop import segmentation
+from gluon_resnest.interop.deploy.export import Plan, export_deployment
 from gluon_resnest.interop.export import export_network
 from gluon_resnest.interop.segmentation import SegmentationCard, SegmentationPredictor, read_card
 from gluon_resnest.interop.segmentation_drawing import overlay, palette
@@ -138,6 +139,20 @@ def test_predict_prints_shares_and_draws(capsys, exported, photos, tmp_path):
     answers = json.loads(out)
     assert len(answers) == 2
     assert sum(row["share"] for row in answers[0]["classes"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("target, engine", [("mxnet", "mxnet"), ("onnx", "onnxruntime")])
+def test_a_deploy_graph_labels_as_the_network_does(capsys, net, photos, tmp_path, target, engine):
+    pytest.importorskip("onnxruntime")
+    export_deployment(net, tmp_path / "seg", CARD, Plan(target))
+    files = sorted(photos.iterdir())
+    for given in (None, engine):
+        answers = list(SegmentationPredictor.load(tmp_path / "seg", engine=given).answer(files))
+        assert len(answers) == 2
+        for answer, expected in zip(answers, SegmentationPredictor(net, CARD).answer(files)):
+            assert (answer.labels == expected.labels).mean() > 0.999
+    code, out, err = run(capsys, tool("predict"), tmp_path / "seg", photos, "--engine", engine)
+    assert code == 0 and "%  " in out, err
 
 
 def test_export_tool_takes_parameter_files(capsys, tmp_path):

@@ -64,11 +64,18 @@ def parse(argv=None):
     parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE",
                         help="least score of a detector's objects (default: %(default)s)")
     parser.add_argument("--engine", choices=("mxnet", "onnxruntime"), help="run an exported "
-                        "classifier by this engine, operators fused; without it, files that were "
+                        "network by this engine, operators fused; without it, files that were "
                         "exported with --target run by their engine, others as they are")
     parser.add_argument("--batch", type=int, default=16, metavar="N",
                         help="images that are classified together (default: %(default)s)")
     return parser.parse_args(argv)
+
+
+def refuse_engine(flags):
+    """Raises a UserError if --engine is given, for a network that is not exported."""
+    if flags.engine:
+        raise UserError(f"--engine runs exported networks, but {flags.network!r} is none; export "
+                        "it with tools/export_model.py --target, or leave --engine out")
 
 
 def load(flags):
@@ -77,9 +84,8 @@ def load(flags):
     from gluon_resnest.interop.predictor import Predictor
     net, run = None, Path(flags.network, "config.json").is_file()
     exported = not run and (deployed.is_exported(flags.network) or "/" in flags.network)
-    if flags.engine and not exported:
-        raise UserError(f"--engine runs exported networks, but {flags.network!r} is none; export "
-                        "it with tools/export_model.py --target, or leave --engine out")
+    if not exported:
+        refuse_engine(flags)
     if flags.weights and (exported or run):
         raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is "
                         f"{'a run directory' if run else 'an exported pair'}; leave it out")
@@ -108,7 +114,8 @@ def load_pose(flags):
     """Returns the PosePredictor that the flags mean, or None if they mean another network."""
     from gluon_resnest.interop import deployed, pose
     from gluon_resnest.zoo import POSE
-    if flags.network.startswith(POSE) and not deployed.paths(flags.network)[0].exists():
+    if flags.network.startswith(POSE) and not deployed.is_exported(flags.network):
+        refuse_engine(flags)
         net, card = pose.from_zoo(flags.network, flags.weights)
         return pose.PosePredictor.of_block(net, card)
     if deployed.task_of(flags.network) != pose.TASK:
@@ -121,7 +128,7 @@ def load_pose(flags):
     if given:
         raise UserError(f"--{given[0].replace('_', '-')} does not apply to {flags.network!r}, an "
                         "exported pose network; leave it out")
-    return pose.PosePredictor.load(flags.network)
+    return pose.PosePredictor.load(flags.network, engine=flags.engine)
 
 
 def tell_poses(predictor, flags, files):
@@ -159,13 +166,14 @@ def load_task(flags, module, spells, predictor, px, changes=(), options=()):
       px: field of the card that --crop replaces; `changes` are further fields.
     """
     from gluon_resnest.interop import deployed, trained
-    exported = deployed.paths(flags.network)[0].exists()
+    exported = deployed.is_exported(flags.network)
     if exported and deployed.task_of(flags.network) == module.TASK:
         if flags.weights:
             raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
                             "exported pair; leave it out")
         net, card = None, module.read_card(flags.network)
     elif not exported and spells(flags.network):
+        refuse_engine(flags)
         net, card = module.from_zoo(flags.network, flags.weights)
     else:
         return None
@@ -177,7 +185,7 @@ def load_task(flags, module, spells, predictor, px, changes=(), options=()):
                                **{px: flags.crop or getattr(card, px)}, **dict(changes))
     card.check("the command line")
     if net is None:
-        return predictor.load(flags.network, card, **dict(options))
+        return predictor.load(flags.network, card, engine=flags.engine, **dict(options))
     return predictor(net, card, **dict(options))
 
 
@@ -301,11 +309,9 @@ def main(argv=None):
         files = find_images(flags.images)
         pose, segmentation = load_pose(flags), load_segmentation(flags)
         detection, panoptic = load_detection(flags), load_panoptic(flags)
-        if pose or segmentation or detection or panoptic:
-            for name in ("explain", "engine"):
-                if getattr(flags, name):
-                    raise UserError(f"--{name} is for classifiers, but {flags.network!r} is none; "
-                                    "leave it out")
+        if flags.explain and (pose or segmentation or detection or panoptic):
+            raise UserError(f"--explain is for classifiers, but {flags.network!r} is none; leave "
+                            "it out")
         if detection:
             answers = tell_objects(detection, flags, files)
         elif panoptic:

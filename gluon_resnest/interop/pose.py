@@ -125,15 +125,14 @@ class PosePredictor:
         self._crop = PersonCrop(card.height, card.width, tuple(card.partners), card.margin)
 
     @classmethod
-    def load(cls, prefix, *, ctx=None):
-        """Loads an exported pair.
-
-        Raises:
-          UserError: if a file is absent, damaged or not that of a pose network.
-        """
-        deployed.check_presence(prefix)
+    def load(cls, prefix, *, ctx=None, engine=None):
+        """Loads an exported network; arguments and errors as `predictor.Predictor.load`."""
+        if engine is None and deployed.is_plain(prefix):
+            deployed.check_presence(prefix)
+            card = read_card(prefix)
+            return cls.of_block(deployed.load_pair(prefix, card, ctx=ctx), card, ctx=ctx)
         card = read_card(prefix)
-        return cls.of_block(deployed.load_pair(prefix, card, ctx=ctx), card, ctx=ctx)
+        return cls(deployed.load(prefix, engine=engine, device=str(ctx or "cpu"), card=card), card)
 
     @classmethod
     def of_block(cls, net, card, *, ctx=None):

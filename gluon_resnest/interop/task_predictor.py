@@ -15,20 +15,37 @@ from gluon_resnest.interop import cards, deployed
 class TaskPredictor:
     """Base of predictors that answer one image at a time.
 
-    A subclass has the `kind` of its cards, `answered(file, image)` and `failed(file, problem)`.
+    A subclass has the `kind` of its cards, whether its networks are `deployable`,
+    `answered(file, image)` and `failed(file, problem)`.
     """
 
     kind = cards.TaskCard
+    deployable = True
 
     @classmethod
-    def load(cls, prefix, card=None, *, ctx=None, **options):
-        """Loads an exported pair; `card` takes the place of the one beside it.
+    def load(cls, prefix, card=None, *, ctx=None, engine=None, **options):
+        """Loads an exported network.
+
+        Args:
+          prefix: what its file names begin with.
+          card: instead of the one beside the files.
+          ctx: Context to run on; the CPU by default.
+          engine: as in `predictor.Predictor.load`.
+          options: of the class.
 
         Raises:
-          UserError: if a file is absent, damaged or not what was exported.
+          UserError: if a file is absent, damaged, not what was exported or for another engine.
         """
         card = card or cards.read(prefix, cls.kind)
-        return cls(deployed.load_pair(prefix, card, ctx=ctx), card, ctx=ctx, **options)
+        if engine is not None and not cls.deployable:
+            raise UserError(f"{card.model}, a {card.word}, has no deploy graph that an engine "
+                            "could run; leave the engine out")
+        if engine is None and deployed.is_plain(prefix):
+            net = deployed.load_pair(prefix, card, ctx=ctx)
+        else:
+            net = _EngineBlock(deployed.load(prefix, engine=engine, device=str(ctx or "cpu"),
+                                             card=card))
+        return cls(net, card, ctx=ctx, **options)
 
     def answer(self, files):
         """Yields the answer of each file, in order; one that is no image has a problem."""
@@ -37,6 +54,17 @@ class TaskPredictor:
                 yield self.answered(file, image_files.load(file))
             except UserError as error:
                 yield self.failed(file, str(error))
+
+
+class _EngineBlock(mx.gluon.Block):
+    """Lets a `deploy.loading.Loaded` network of one output take the place of a Block."""
+
+    def __init__(self, network):
+        super().__init__()
+        self._network = network
+
+    def forward(self, images):
+        return mx.nd.array(self._network(images.asnumpy()), ctx=images.context)
 
 
 class BoxPredictor(TaskPredictor):
@@ -49,6 +77,8 @@ class BoxPredictor(TaskPredictor):
       card: with short_px, max_px, resize, mean and std as in `detection.DetectionCard`.
       ctx: Context to run on; the CPU by default.
     """
+
+    deployable = False
 
     def __init__(self, net, card, *, ctx=None):
         self.card, self._net, self._ctx = card, net, ctx or mx.cpu()
