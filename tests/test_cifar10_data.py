@@ -74,8 +74,10 @@ def test_folders_hold_the_pixels_of_their_files(folder):
 def test_an_archive_is_its_folder(folder, tmp_path):
     path = archive(folder, tmp_path / "cifar10-images.tar.gz", "anything")
     for source in (path, tmp_path):             # the folder that holds only the archive, too
-        for part, images in cifar10.read(source).items():
-            check(images, cifar10.read(folder)[part])
+        found, expected = cifar10.read(source), cifar10.read(folder)
+        assert found.keys() == expected.keys() == {"train", "test"}
+        for part, images in found.items():
+            check(images, expected[part])
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -84,7 +86,9 @@ def test_python_batches_hold_the_same_images(folder, tmp_path, protocol):
     root = tmp_path / "cifar-10-batches-py"
     write_batches(root, expected, protocol)
     for source in (root, archive(root, tmp_path / "cifar-10-python.tar.gz", root.name)):
-        for part, images in cifar10.read(source).items():
+        found = cifar10.read(source)
+        assert found.keys() == expected.keys() == {"train", "test"}
+        for part, images in found.items():
             check(images, expected[part], ordered=False)
 
 

@@ -142,7 +142,7 @@ def of_run(directory, weights):
         load_parameters(net, weights)
     if card.task == "segmentation":     # the auxiliary head has its values in `weights` too
         net = net.without_auxiliary()
-    if file.is_file():
+    if "class_names" in card.adjustable and file.is_file():
         card = dataclasses.replace(card, class_names=trained.read_class_names(file))
     return net, card
 

@@ -50,6 +50,7 @@ class Card:
       sha256: {"symbol": hex, "params": hex} of the two files, or None for a net that has none.
     """
 
+    # As in `cards.TaskCard`.
     task = "classification"
     word = "classifier"
     adjustable = ("crop_px", "protocol", "class_names")
