@@ -259,6 +259,12 @@ def test_heads_learn_faster(folder):
     assert task.lr_at(0) == 0.02 and task.lr_at(task.steps_per_epoch) == 0
 
 
+def test_memory_of_adam_is_the_recipes(folder):
+    task = make_task(folder, connect({}), "--optimizer", "adam", "--beta2", 0.98)
+    rule = task.update._trainer._optimizer
+    assert (type(rule).__name__, rule.beta2) == ("Adam", 0.98)
+
+
 # Whole images -------------------------------------------------------------------------------------
 
 class Positionwise(nn.HybridBlock):

@@ -32,6 +32,8 @@ class SegmentationRecipe(Recipe):
     warmup_epochs: float = setting(0.0, "epochs of linear warm-up from zero", low=0.0)
     optimizer: str = setting("sgd", "update rule", choices=("nag", "sgd", "adam"))
     momentum: float = setting(0.9, "momentum of nag and sgd", low=0.0, high=1.0)
+    beta2: float = setting(0.999, "decay of adam's second moments; .98 forgets in 50 steps how "
+                           "large gradients once were", low=0.0, high=0.9999)
     wd: float = setting(1e-4, "weight decay", low=0.0)
     decay_bias_and_norm: bool = setting(True, "decay gamma, beta and biases too, as published")
     seed: int = setting(0, "seed of every random choice", low=0)

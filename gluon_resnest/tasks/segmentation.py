@@ -91,7 +91,7 @@ class Segmentation:
         if run.eval_only:
             return
         self.update = make_update(recipe, self.net, comm, optimizer(
-            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
+            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum, beta2=recipe.beta2))
         self._loss = PixelCrossEntropy(recipe.ohem_easy,
                                        min(recipe.ohem_keep, recipe.crop_px ** 2))
         self._loss.hybridize()
