@@ -6,7 +6,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from gluon_resnest.data import images
-from gluon_resnest.data.classification import FolderDataset, RecordDataset, list_folder
+from gluon_resnest.data.classification import (
+    FolderDataset, RecordDataset, list_folder, read_class_names)
 from gluon_resnest.data.loader import Loader
 from gluon_resnest.data.recordio import RecordWriter
 from gluon_resnest.data.sampling import EvalPlan, random_for
@@ -247,12 +248,24 @@ def test_a_broken_record_stops_the_loader_with_its_name(tmp_path, workers):
             list(loader.epoch(0))
 
 
-@pytest.mark.parametrize("text", ["", "ant\n\nbee\n", "ant\nant\n"])
-def test_class_names_must_differ(tmp_path, text):
-    rec = records(tmp_path / "a.rec", (1, encoded(smooth())))
-    (tmp_path / "a.classes.txt").write_text(text)
-    with pytest.raises(UserError, match="expected different class names in .*a.classes.txt"):
+@pytest.mark.parametrize("text, message", [
+    ("", "line 1 of .*a.classes.txt' is empty"), ("ant\n\nbee\n", "line 2 of .* is empty"),
+    ("ant\nbee\nant\n", "'ant' names 2 classes in .*a.classes.txt"),
+    (None, "cannot read class names from .*a.classes.txt")])
+def test_class_names_that_number_nothing_are_refused(tmp_path, text, message):
+    rec, names = records(tmp_path / "a.rec", (1, encoded(smooth()))), tmp_path / "a.classes.txt"
+    if text is None:
+        names.write_bytes(b"\xff\xfe")
+    else:
+        names.write_text(text)
+    with pytest.raises(UserError, match=message):
         RecordDataset(rec, to_chw)
+
+
+def test_class_names_may_repeat_where_they_only_label(tmp_path):
+    (tmp_path / "names.txt").write_text("crane\n maillot \ncrane\n")
+    names = read_class_names(tmp_path / "names.txt", distinct=False)
+    assert names == ["crane", "maillot", "crane"]
 
 
 def test_synthetic_images_are_a_function_of_seed_and_index():

@@ -335,12 +335,3 @@ def test_zoo_cards_hold_the_published_crop():
     assert trained.zoo_card("resnest101", 1000).crop_px == 256
     assert trained.zoo_card("ResNeSt269", 1000).crop_px == 416
     assert trained.zoo_card("mobilenet1.0", 10) == Card("mobilenet1.0", 10, 224)
-
-
-@pytest.mark.parametrize("text, line", [("", 1), ("a\n\nb\n", 2)])
-def test_class_names_with_a_gap_are_refused(tmp_path, text, line):
-    (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(UserError, match=f"line {line} of .*names.txt.* is empty"):
-        trained.read_class_names(tmp_path / "names.txt")
-    with pytest.raises(UserError, match="cannot read class names from .*absent"):
-        trained.read_class_names(tmp_path / "absent")

@@ -33,6 +33,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
 
@@ -131,7 +132,6 @@ def of_zoo(name, weights):
 def of_run(directory, weights):
     """Returns (net, card) of a run directory of any recipe, with other weights if given."""
     from gluon_resnest import cli
-    from gluon_resnest.interop import trained
     from gluon_resnest.interop.weights import load_parameters
     from gluon_resnest.tasks import trained_run
     file = Path(directory) / cli.CLASS_NAMES
@@ -143,7 +143,8 @@ def of_run(directory, weights):
     if card.task == "segmentation":     # the auxiliary head has its values in `weights` too
         net = net.without_auxiliary()
     if "class_names" in card.adjustable and file.is_file():
-        card = dataclasses.replace(card, class_names=trained.read_class_names(file))
+        names = tuple(read_class_names(file, distinct=False))
+        card = dataclasses.replace(card, class_names=names)
     return net, card
 
 
@@ -188,7 +189,6 @@ def panoptic_run(directory):
 
 def network_of(flags):
     """Returns (net, card) of the network that the flags mean."""
-    from gluon_resnest.interop import trained
     if flags.run:
         net, card = of_run(flags.run, flags.weights)
     else:
@@ -199,7 +199,7 @@ def network_of(flags):
     if wrong:
         raise UserError(f"{wrong[0]} does not apply to {card.model}, a {card.word}; leave it out")
     if flags.classes_file:
-        given["class_names"] = trained.read_class_names(flags.classes_file)
+        given["class_names"] = tuple(read_class_names(flags.classes_file, distinct=False))
     return net, dataclasses.replace(card, **given)
 
 

@@ -32,6 +32,7 @@ import json
 import sys
 from pathlib import Path
 
+from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
 
@@ -98,7 +99,7 @@ def load(flags):
         net, card = open_classifier(flags.network)
     else:
         net, card = trained.from_zoo(flags.network, flags.weights)
-    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    names = flags.classes_file and tuple(read_class_names(flags.classes_file, distinct=False))
     changes = {name: value for name, value in [("crop_px", flags.crop), ("class_names", names),
                                                ("protocol", flags.protocol)]
                if value is not None}
@@ -165,7 +166,7 @@ def load_task(flags, module, spells, predictor, px, changes=(), options=()):
       predictor: class to return one of; `options` are further arguments of it.
       px: field of the card that --crop replaces; `changes` are further fields.
     """
-    from gluon_resnest.interop import deployed, trained
+    from gluon_resnest.interop import deployed
     exported = deployed.is_exported(flags.network)
     if exported and deployed.task_of(flags.network) == module.TASK:
         if flags.weights:
@@ -180,7 +181,7 @@ def load_task(flags, module, spells, predictor, px, changes=(), options=()):
     if flags.protocol:
         raise UserError(f"--protocol does not apply to {flags.network!r}, a {card.word}; "
                         "leave it out")
-    names = flags.classes_file and trained.read_class_names(flags.classes_file)
+    names = flags.classes_file and tuple(read_class_names(flags.classes_file, distinct=False))
     card = dataclasses.replace(card, class_names=names or card.class_names,
                                **{px: flags.crop or getattr(card, px)}, **dict(changes))
     card.check("the command line")

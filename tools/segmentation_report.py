@@ -22,7 +22,7 @@ def parse(argv=None):
 
 def load(run):
     """Returns (confusion matrix, class names or None) of a run directory."""
-    from gluon_resnest.interop.trained import read_class_names
+    from gluon_resnest.data.classification import read_class_names
     from gluon_resnest.tasks.segmentation import CONFUSION
     file, names = Path(run) / CONFUSION, Path(run) / "classes.txt"
     try:
@@ -33,7 +33,7 @@ def load(run):
     if pixels.ndim != 2 or pixels.shape[0] != pixels.shape[1] or pixels.dtype.kind != "i":
         raise UserError(f"{file} holds {pixels.dtype} of shape {pixels.shape}, expected a square "
                         "matrix of counts; evaluate the run again")
-    return pixels, read_class_names(names) if names.exists() else None
+    return pixels, read_class_names(names, distinct=False) if names.exists() else None
 
 
 def print_table(pixels, names):

@@ -150,16 +150,30 @@ def list_folder(root, class_names=None):
     return items, names
 
 
-def read_class_names(path):
-    """Returns the class names in a text file, one a line."""
+def read_class_names(path, distinct=True):
+    """Returns the class names of a text file, one a line, in the order of the classes.
+
+    Args:
+      path: UTF-8 text.
+      distinct: refuse a name that occurs twice; names that only label pictures may.
+
+    Raises:
+      UserError: if the file cannot be read, is empty, or has an empty line or a repeated name.
+    """
     try:
-        names = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the class names cannot be read from {path} ({error}); expected a text "
-                        f"file with one name a line") from error
-    if not names or len(set(names)) < len(names) or not all(names):
-        raise UserError(f"expected different class names in {path}, one a line, none empty; got "
-                        f"{len(names)} lines, {len(set(names))} of them different")
+        raise UserError(f"cannot read class names from {str(path)!r} ({error}); expected UTF-8 "
+                        "text, one name a line") from error
+    names = [line.strip() for line in lines]
+    if not names or not all(names):
+        empty = names.index("") + 1 if names else 1
+        raise UserError(f"line {empty} of {str(path)!r} is empty; expected one class name a line, "
+                        "in the order of the classes")
+    if distinct and len(set(names)) < len(names):
+        again = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{again!r} names {names.count(again)} classes in {str(path)!r}; expected "
+                        "different names")
     return names
 
 

@@ -1,6 +1,4 @@
 """Finds a trained classifier and the card that says how to feed it."""
-from pathlib import Path
-
 import mxnet as mx
 
 from gluon_resnest import zoo
@@ -60,25 +58,6 @@ def zoo_card(name, classes):
         return Card(name, classes, 224)
     return Card(name, classes, published.crop_px, published.protocol, published.mean,
                 published.std)
-
-
-def read_class_names(file):
-    """Returns the class names of a text file, one a line, in the order of the classes.
-
-    Raises:
-      UserError: if the file cannot be read, or a line is empty.
-    """
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read class names from {str(file)!r} ({error}); expected UTF-8 "
-                        "text, one name a line") from error
-    names = tuple(line.strip() for line in lines)
-    if not names or not all(names):
-        empty = names.index("") + 1 if names else 1
-        raise UserError(f"line {empty} of {str(file)!r} is empty; expected one class name a line, "
-                        "in the order of the classes")
-    return names
 
 
 def _classes_of(weights):
