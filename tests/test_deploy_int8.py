@@ -1,0 +1,98 @@
+"""interop.deploy: int8 is judged, and refused where it is too far off."""
+import json
+import math
+
+import mxnet as mx
+import numpy as np
+import pytest
+from deploy_case import CARD, noise, tiny_network
+from mxnet import nd
+
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop import deployed
+from gluon_resnest.interop import export as plain_export
+from gluon_resnest.interop.deploy import judging, lowering
+from gluon_resnest.interop.deploy.export import Plan, export_deployment
+from gluon_resnest.interop.deploy.rewriting import deploy_graph
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_network()
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Stands for the user's images: noise, labelled by nobody."""
+    def batches(seed):
+        return tuple((noise((16, 3, 32, 32), seed + i), np.zeros(16, np.int64)) for i in range(2))
+    return export_images(batches(0), batches(10))
+
+
+def export_images(calibration, judging_batches):
+    from gluon_resnest.interop.deploy.calibration import Images
+    return Images(calibration, judging_batches)
+
+
+@pytest.mark.parametrize("target", ["mxnet", "onnx"])
+def test_int8_is_close_and_its_judgement_is_in_the_card(tiny, images, tmp_path, target):
+    if target == "onnx":
+        pytest.importorskip("onnxruntime.quantization")
+    prefix = tmp_path / target
+    export_deployment(tiny, prefix, CARD, Plan(target, "int8", force=True), images)
+    network = deployed.load(prefix)
+    assert network.precision == "int8"
+    x = images.judging[0][0]
+    expected = tiny(nd.array(x)).asnumpy()
+    centred = network(x) - expected
+    # A random network magnifies rounding; a range or a scale that is wrong gives 1 and more.
+    assert 0 < np.linalg.norm(centred) < 0.75 * np.linalg.norm(expected)
+    checks = json.loads(deployed.paths(prefix)[2].read_text())["deploy"]["checks"]
+    assert checks["images"] == 32 and 0 < checks["logit_error"] < 0.7
+
+
+def test_too_little_agreement_is_refused_unless_forced(tiny, images, tmp_path, monkeypatch):
+    wrong = judging.Comparison(32, 0.5, 0.9)
+    monkeypatch.setattr(judging, "compare", lambda *args: wrong)
+    with pytest.raises(UserError, match="too far from the float32 one: 50.00 % of 32 images.*97 %"):
+        export_deployment(tiny, tmp_path / "x", CARD, Plan("mxnet", "int8"), images)
+    assert list(tmp_path.iterdir()) == []
+    export_deployment(tiny, tmp_path / "x", CARD, Plan("mxnet", "int8", force=True), images)
+    assert deployed.is_exported(tmp_path / "x")
+
+
+def test_first_and_last_layer_stay_float32(tiny, images):
+    graph, arrays = deploy_graph(*plain_export.trace(tiny))
+    symbol = mx.sym.load_json(graph.to_json())
+    args = {name[4:]: nd.array(array) for name, array in arrays.items()}
+    batches = [images.calibration[0][0]]
+    sizes = {layers: len(lowering.calibrate(symbol, args, {}, batches, float_layers=layers))
+             for layers in ((), (0, -1))}
+    assert sizes[0, -1] < sizes[()]
+
+
+def test_comparison_by_hand():
+    logits = np.array([[1, 0], [0, 1], [3, 0], [0, 2]], np.float32)
+    other = logits.copy()
+    other[3] = [2, 0]
+    found = judging.compare(lambda x: other, lambda x: logits, [(None, np.array([0, 1, 0, 1]))])
+    assert (found.images, found.agreement, found.top1, found.float_top1) == (4, 0.75, 0.75, 1.0)
+    assert found.logit_error == pytest.approx(math.sqrt(8 / 7.5))   # mean of each row taken off
+
+
+@pytest.mark.parametrize("plan, message", [
+    (Plan("onnx", "bf16"), "onnxruntime has no bf16 convolutions"),
+    (Plan("mxnet", "int8"), "needs images to calibrate with.*--calibration")])
+def test_plans_that_cannot_be_are_one_sentence(tiny, tmp_path, plan, message):
+    with pytest.raises(UserError, match=message):
+        export_deployment(tiny, tmp_path / "x", CARD, plan)
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"target": "tensorrt"}, "target must be one of mxnet, onnx"),
+    ({"target": "onnx", "precision": "int4"}, "precision must be one of fp32, bf16, int8"),
+    ({"target": "onnx", "mode": "best"}, "calibration mode must be one of naive, entropy"),
+    ({"target": "onnx", "min_agreement": 2}, "least agreement must be from 0 to 1, got 2")])
+def test_impossible_plans_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        Plan(**values)
