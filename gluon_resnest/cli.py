@@ -17,12 +17,16 @@ from pathlib import Path
 
 from gluon_resnest.config import override
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
+from gluon_resnest.files import write_whole
 
-CLASS_NAMES = "classes.txt"
+_log = logging.getLogger(__name__)
+
+CONFIG, CLASS_NAMES = "config.json", "classes.txt"
 _DATA = dict(default="real", choices=("real", "synthetic"),
              help="synthetic: generated images, to measure speed or try the wiring")
 # Flags whose names end so say where a run's data and first weights are; config.json records them.
-_PATHS = ("train", "val", "weights", "_annotations", "_images", "_panoptic", "detections")
+_PATHS = ("train", "val", "weights", "_annotations", "_images", "_panoptic", "detections", "root",
+          "synthetic_steps")
 
 # Set where the user has not: name -> (value, reason).
 ENGINE_ENVIRONMENT = {
@@ -88,18 +92,23 @@ def parse(recipes, task_class, argv=None):
         describes --data as that path in `data_flag`, "synthetic" being a value still. What only
         the data can say, it writes into a recipe by `completed(recipe, run)`.
       argv: words after the program's name; None means those of this process.
+
+    `run` has "named", the entry if the command line names one, and "changes", {field: word} of the
+    recipe, beside the flags.
     """
     parser = _parser(recipes, task_class)
     run = parser.parse_args(argv)
+    run.named, run.model = run.model, run.model or next(iter(recipes))
     if run.model not in recipes:
         known = f"known are {', '.join(recipes)}"
         raise UserError(f"--model {run.model!r} is no recipe of this file"
                         f"{nearest(run.model, recipes) or '; ' + known}")
     recipe = recipes[run.model]
     words = {field.name: getattr(run, field.name) for field in dataclasses.fields(recipe)}
-    recipe = override(recipe, {name: word for name, word in words.items() if word is not None})
     for name in words:
         delattr(run, name)
+    run.changes = {name: word for name, word in words.items() if word is not None}
+    recipe = override(recipe, run.changes)
     if hasattr(task_class, "completed"):
         recipe = task_class.completed(recipe, run)
     return recipe, run
@@ -111,8 +120,9 @@ def _parser(recipes, task_class):
         description=(getattr(module, "__doc__", None) or task_class.__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     run = parser.add_argument_group("run")
-    run.add_argument("--model", default=next(iter(recipes)), metavar="NAME",
-                     help=f"recipe entry: {', '.join(recipes)} (default: %(default)s)")
+    run.add_argument("--model", metavar="NAME",
+                     help=f"recipe entry: {', '.join(recipes)} (default: {next(iter(recipes))}; "
+                     "that of the run, where --eval-only judges one)")
     run.add_argument("--workdir", metavar="DIR",
                      help="run directory: config, log, checkpoints, result; the same command "
                      "again continues there")
@@ -120,11 +130,13 @@ def _parser(recipes, task_class):
                      help="auto continues from the newest whole checkpoint of the workdir; never "
                      "refuses a workdir that has one (default: %(default)s)")
     run.add_argument("--data", **getattr(task_class, "data_flag", _DATA))
-    run.add_argument("--smoke", action="store_true",
-                     help="wiring check: two tiny steps on synthetic data, evaluation, "
-                     "checkpoint, resume, result")
-    run.add_argument("--eval-only", action="store_true", help="evaluate --weights, or the best "
-                     "checkpoint of the workdir, and write result.json")
+    instead = run.add_mutually_exclusive_group()
+    instead.add_argument("--smoke", action="store_true",
+                         help="wiring check: two tiny steps on synthetic data, evaluation, "
+                         "checkpoint, resume, result")
+    instead.add_argument("--eval-only", action="store_true", help="evaluate --weights, or the "
+                         "best checkpoint of the workdir, whose run's recipe is taken, and write "
+                         "result.json")
     run.add_argument("--weights", metavar="FILE", help="start from, or evaluate, this "
                      ".params file or URL; published: the newest the zoo's table names")
     run.add_argument("--device", default="cpu", choices=("cpu", "gpu"),
@@ -144,11 +156,11 @@ def _parser(recipes, task_class):
                      "also with three workers and more and on GPUs; slower (docs/reliability.md)")
     run.add_argument("--keep", type=_positive, default=3, metavar="K",
                      help="newest checkpoints to keep, besides the best (default: %(default)s)")
-    run.add_argument("--test-io", type=_positive, metavar="STEPS", help="only measure how fast the "
-                     "training images come, over so many steps; no network runs")
-    run.add_argument("--plan", metavar="KEY=VALUE,...", help="only print what the run will cost in "
-                     "time, memory, traffic and disk, for example "
-                     "workers=64,images_per_second=250 (docs/plan.md)")
+    instead.add_argument("--test-io", type=_positive, metavar="STEPS", help="only measure how fast "
+                         "the training images come, over so many steps; no network runs")
+    instead.add_argument("--plan", metavar="KEY=VALUE,...", help="only print what the run will "
+                         "cost in time, memory, traffic and disk, for example "
+                         "workers=64,images_per_second=250 (docs/plan.md)")
     run.add_argument("--profile", metavar="FILE", help="write a trace of steps 6 to 15 of this run "
                      "for chrome://tracing")
     run.add_argument("--wandb", metavar="PROJECT", help="send the numbers of the log to this "
@@ -191,6 +203,7 @@ def execute(recipe, run, task_class):
         elif run.test_io:
             result = measure_input(recipe, run, task_class(recipe, run, comm), comm)
         elif run.eval_only:
+            recipe = _as_trained(recipe, run, comm)
             result = evaluate(recipe, run, task_class(recipe, run, comm), comm)
         else:
             result = train(recipe, run, task_class, comm)
@@ -224,7 +237,7 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     comm.split(recipe.batch)
     checkpoints = Checkpoints(workdir / "checkpoints", run.keep)
     task = task_class(recipe, run, comm)
-    comm.on_main(lambda: _write_text(workdir / CLASS_NAMES, "\n".join(task.class_names) + "\n")
+    comm.on_main(lambda: write_whole(workdir / CLASS_NAMES, "\n".join(task.class_names) + "\n")
                  if task.class_names else None)
     start = checkpoints.restore(task.net, task.update, comm) if run.resume == "auto" else State()
     steps = recipe.steps(task.steps_per_epoch)
@@ -245,9 +258,13 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     task.close()
     if not comm.is_main:
         return None
-    draw_curves(workdir)
-    return _report(workdir / "result.json", recipe, task, metrics, summary.seconds,
-                   summary.images_per_second)
+    result = _report(workdir / "result.json", recipe, task, metrics, summary.seconds,
+                     summary.images_per_second)
+    try:
+        draw_curves(workdir)
+    except UserError as error:          # the run is done
+        _log.warning("no curves: %s", error)
+    return result
 
 
 def _callbacks(recipe, run):
@@ -264,9 +281,6 @@ def _callbacks(recipe, run):
 def plan(recipe, run, task_class):
     """Returns the lines that say what a run will cost; trains nothing."""
     from gluon_resnest.engine.plan import cluster_of, describe, estimate
-    if not hasattr(task_class, "workload"):
-        raise UserError(f"--plan is not offered for {task_class.__name__} yet; use a "
-                        "classification recipe")
     cluster = cluster_of(run.plan)
     return describe(estimate(task_class.workload(recipe, cluster), cluster))
 
@@ -289,7 +303,7 @@ def evaluate(recipe, run, task, comm):
     """
     from gluon_resnest.engine.checkpoint import Checkpoints
     workdir = Path(run.workdir) if run.workdir else None
-    trained = workdir is not None and (workdir / "checkpoints").is_dir()
+    trained = comm.on_main(lambda: _is_training(workdir))
     judges_file = getattr(run, "results", None)         # of a task that can; no network runs
     if not run.weights and not judges_file and not (trained and Checkpoints(
             workdir / "checkpoints").restore_best(task.net, comm)):
@@ -303,10 +317,36 @@ def evaluate(recipe, run, task, comm):
     task.close()
     if not comm.is_main:
         return None
-    target = None
-    if workdir is not None:
-        target = workdir / ("evaluation.json" if trained else "result.json")
-    return _report(target, recipe, task, metrics, seconds, metrics["images"] / seconds)
+    if trained:         # config.json says how the run was trained, not how it was judged now
+        return _report(workdir / "evaluation.json", recipe, task, metrics, seconds,
+                       metrics["images"] / seconds, with_recipe=True)
+    return _report(workdir and workdir / "result.json", recipe, task, metrics, seconds,
+                   metrics["images"] / seconds)
+
+
+def _is_training(workdir):
+    return workdir is not None and (workdir / "checkpoints").is_dir()
+
+
+def _as_trained(recipe, run, comm):
+    """Returns the recipe of the run in the workdir, if there is one, changed as the flags say.
+
+    Raises:
+      UserError: if --model names another entry than the run's, or the run is of another kind.
+    """
+    workdir = Path(run.workdir) if run.workdir else None
+    config = comm.on_main(lambda: _read_config(workdir) if _is_training(workdir) else None)
+    if config is None:
+        return recipe
+    kind = type(recipe)
+    if config["kind"] != kind.__name__:
+        raise UserError(f"--workdir {workdir} holds a run of a {config['kind']}, not of a "
+                        f"{kind.__name__}; use the recipe that trained it")
+    if run.named and run.named != config["model"]:
+        raise UserError(f"--workdir {workdir} holds a run of {config['model']!r}, not of "
+                        f"{run.named!r}; leave --model out, or give --weights and another workdir")
+    run.model = config["model"]
+    return override(kind.from_json(config["recipe"]), run.changes)
 
 
 def _smoke(recipe, run, task_class, comm):
@@ -321,26 +361,28 @@ def _smoke(recipe, run, task_class, comm):
 
 
 def _claim(workdir, recipe, run):
-    """Writes config.json, or checks that the one in the run directory is of the same run."""
+    """Writes config.json, or checks that the one in the run directory is of the same run.
+
+    Takes the directory for this process; see `engine.occupied.occupy`.
+    """
+    from gluon_resnest.engine.occupied import occupy
     config = {"model": run.model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
               "data": {name: value for name, value in vars(run).items()
                        if name == "data" or name.endswith(_PATHS)}}
-    path, started = workdir / "config.json", (workdir / "checkpoints").is_dir()
+    path = workdir / CONFIG
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or not started:
-            from gluon_resnest import __version__
-            from gluon_resnest.provenance import commit
-            config.update(version=__version__, commit=commit())
-            _write_text(path, json.dumps(config, indent=1) + "\n")
-            return
-        before = json.loads(path.read_text())["recipe"]
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}; give a "
                         "directory of yours with room") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a config.json of this package; give another --workdir, "
-                        "or move the file away") from error
+    occupy(workdir)
+    if not path.exists() or not _is_training(workdir):
+        from gluon_resnest import __version__
+        from gluon_resnest.provenance import commit
+        config.update(version=__version__, commit=commit())
+        write_whole(path, json.dumps(config, indent=1) + "\n")
+        return
+    before = _read_config(workdir)["recipe"]
     # A field that was added since that run began had its default value there.
     before = {**{field.name: field.default for field in dataclasses.fields(recipe)}, **before}
     changed = [f"{name}: {before[name]!r} there, {value!r} now"
@@ -353,13 +395,29 @@ def _claim(workdir, recipe, run):
                         "--resume auto to continue, or give another directory")
 
 
-def _report(path, recipe, task, metrics, seconds, images_per_second):
+def _read_config(workdir):
+    """Returns what config.json of a run directory holds."""
+    path = workdir / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {"model": str(config["model"]), "recipe": dict(config["recipe"]),
+                "kind": config.get("kind", "ClassificationRecipe")}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give the --workdir of a recipe"
+                        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a config.json of this package; give another --workdir, "
+                        "or move the file away") from error
+
+
+def _report(path, recipe, task, metrics, seconds, images_per_second, *, with_recipe=False):
     """Prints and writes a result; returns it."""
     from gluon_resnest.engine.report import write_result
     result = write_result(path, measured=metrics, expected=recipe.expected,
                           tolerance=recipe.tolerance, seconds=seconds,
                           images_per_second=images_per_second, main_metric=task.main_metric,
-                          parameters=_learnable(task.params))
+                          parameters=_learnable(task.params),
+                          **({"recipe": recipe.to_json()} if with_recipe else {}))
     print(task.describe(metrics))
     if recipe.expected is not None:
         print(f"expected {recipe.expected:g}, tolerance {recipe.tolerance:g}: "
@@ -373,10 +431,3 @@ def _learnable(params):
     """Returns how many numbers a ParameterDict holds, running statistics left out."""
     return sum(math.prod(parameter.shape) for name, parameter in params.items()
                if not name.endswith(("running_mean", "running_var")))
-
-
-def _write_text(path, text):
-    """Writes a text file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

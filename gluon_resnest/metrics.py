@@ -6,7 +6,8 @@ class TopK:
     """Counts images whose true class is among the k highest logits.
 
     Ties are resolved against the network: the true class counts as hit at k only if fewer than
-    k other classes score at least as high, so a constant or NaN output scores zero.
+    k other classes score at least as high, so a constant or NaN output scores zero, unless k is
+    as large as the number of classes.
     """
 
     def __init__(self, ks=(1, 5)):

@@ -68,9 +68,9 @@ LVIS_FEDERATED = replace(LVIS, class_loss="federated",
 BY_HEART = DetectionRecipe(
     network="cascade_mask_rcnn_fpn_resnest14_coco", source="this project, for trials", norm="sync",
     box_head="2fc", frozen_stages=0, channels=64, fc_channels=256, roi_samples=64, proposals=200,
-    unit="epochs", length=200, milestones="160,185", warmup_iterations=20, warmup_from=0.1, batch=4,
-    optimizer="adam", lr=5e-4, wd=0.0, short_px="256", max_px=320, eval_px=256, flip=False, pick=8,
-    eval_every=20)
+    unit="epochs", length=240, milestones="210,230", warmup_iterations=20, warmup_from=0.1, batch=4,
+    optimizer="adam", beta2=0.98, lr=5e-4, wd=0.0, short_px="256", max_px=320, eval_px=256,
+    flip=False, pick=8, eval_every=20)
 
 
 def of(base, backbone, ap, mask_ap=None, **changes):

@@ -96,5 +96,14 @@ def test_nothing_to_average_and_nowhere_to_write_are_sentences(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="there are no checkpoints to average"):
         read_models([tmp_path])
-    with pytest.raises(UserError, match="cannot write .*absent.* give a path"):
-        write_model(model(0), tmp_path / "absent/x.params")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write .*file.* give a path"):
+        write_model(model(0), tmp_path / "file/x.params")
+
+
+def test_damaged_checkpoints_are_left_out(run):
+    steps = sorted((run / "checkpoints").glob("step-*"))
+    whole = [path for path, _ in read_models([run], last=2)]
+    assert whole == steps[-2:]
+    (steps[-1] / "model.params").write_bytes(b"cut")
+    assert [path for path, _ in read_models([run], last=2)] == steps[-3:-1]

@@ -3,6 +3,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from gluon_resnest import cli
 from gluon_resnest.data.recordio import RecordWriter
+from gluon_resnest.engine import occupied
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
 from gluon_resnest.tasks.classification import Classification
@@ -115,7 +117,83 @@ def test_config_json_starts_the_same_run(capsys, tmp_path, rec):
     again = kind.from_json(config["recipe"])
     recipe, _ = cli.parse(RECIPES, Classification, TINY)
     assert again == recipe
-    assert config["data"]["rec_train"] == str(rec)
+    assert config["data"]["rec_train"] == str(rec) and "synthetic_steps" in config["data"]
+
+
+def test_evaluation_takes_the_recipe_of_the_run(capsys, tmp_path, rec):
+    """Its seed chose the images held out: another would judge those it was trained with."""
+    words = ["--rec-train", rec, "--workdir", tmp_path / "run"]
+    code, _, err = run(capsys, "--model", "resnest101", *TINY, "--seed", "3", "--hold-out", "4",
+                       *words)
+    assert code == 0, err
+    trained = json.loads((tmp_path / "run/config.json").read_text())["recipe"]
+    code, _, err = run(capsys, *words, "--eval-only", "--eval-px", "40", "--data-workers", "0")
+    assert code == 0, err
+    evaluated = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert evaluated["recipe"] == {**trained, "eval_px": 40}
+    assert evaluated["measured"]["images"] == 4
+    assert_one_sentence(run(capsys, *words, "--eval-only", "--model", "resnest50"),
+                        "a run of 'resnest101', not of 'resnest50'")
+
+
+def test_evaluation_numbers_the_classes_as_the_training_did(capsys, tmp_path):
+    for folder, labels in (("train", (0, 1, 2)), ("val", (1, 2))):
+        for label in labels:
+            (tmp_path / folder / "abc"[label]).mkdir(parents=True)
+            for number in range(4):
+                (tmp_path / folder / "abc"[label] / f"{number}.jpg").write_bytes(
+                    jpeg(label, number))
+    words = ["--rec-val", tmp_path / "val", "--workdir", tmp_path / "run"]
+    code, _, err = run(capsys, *TINY, "--rec-train", tmp_path / "train", *words)
+    assert code == 0, err
+    seen = []
+
+    class Watched(Classification):
+        def scored(self):
+            for batch, logits in super().scored():
+                seen.extend(batch.arrays[1].tolist())
+                yield batch, logits
+
+    cli.main(RECIPES, Watched, [str(word) for word in [*TINY, *words, "--eval-only"]])
+    assert sorted(seen) == [1, 1, 1, 1, 2, 2, 2, 2]
+    best = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1] / "model.params"
+    assert_one_sentence(run(capsys, *TINY, "--rec-val", tmp_path / "val", "--eval-only",
+                            "--weights", best), "2 class folders and the network 3 classes")
+
+
+def test_a_directory_is_trained_in_by_one_process(capsys, tmp_path, rec, monkeypatch):
+    (tmp_path / "run").mkdir()
+    words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
+    with subprocess.Popen(
+            [sys.executable, "-c", "import fcntl, sys; file = open(sys.argv[1], 'w'); "
+             "fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()",
+             str(tmp_path / "run" / occupied.LOCK)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        monkeypatch.setattr(occupied, "PATIENCE", 0.2)
+        assert_one_sentence(run(capsys, *words), "another process trains in")
+    code, _, err = run(capsys, *words)
+    assert code == 0, err
+
+
+def test_curves_that_cannot_be_drawn_cost_no_result(capsys, tmp_path, rec):
+    (tmp_path / "run/curves.png").mkdir(parents=True)
+    code, _, err = run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
+                       tmp_path / "run")
+    assert code == 0, err
+    assert (tmp_path / "run/result.json").is_file()
+
+
+@pytest.mark.parametrize("words", [("--smoke", "--eval-only"), ("--test-io", "1", "--eval-only"),
+                                   ("--plan", "workers=2", "--smoke")])
+def test_a_run_does_one_thing(capsys, words):
+    code, _, err = run(capsys, *words)
+    assert code == 2 and "not allowed with argument" in err
+
+
+def test_weights_of_no_teacher_are_refused(capsys, tmp_path, rec):
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
+                            tmp_path / "run", "--teacher-weights", "x.params"), "--teacher NAME")
 
 
 def test_unknown_model_names_the_nearest(capsys):

@@ -14,7 +14,7 @@ import pytest
 from horovod_job import launch
 from mxnet import autograd, gluon, nd
 
-from gluon_resnest.engine.comm import Comm, connect
+from gluon_resnest.engine.comm import LAUNCHERS, Comm, connect
 from gluon_resnest.engine.optim import optimizer, set_multipliers
 from gluon_resnest.errors import UserError
 
@@ -68,6 +68,10 @@ def refusing():
     raise UserError("no room on the main worker")
 
 
+def filling_the_disk():
+    raise OSError(28, "No space left on device", "x/log")
+
+
 def observe(comm):
     """Uses every collective once; returns what came out, as JSON values."""
     total = comm.total(mine(comm.rank))
@@ -79,11 +83,12 @@ def observe(comm):
     deferred.initialize(mx.init.Normal(1))
     comm.broadcast(deferred.collect_params())
     deferred(nd.ones((1, 3)))
-    try:
-        comm.on_main(refusing)
-        refusal = None
-    except UserError as error:
-        refusal = str(error)
+    refusals = []
+    for action in (refusing, filling_the_disk):
+        try:
+            comm.on_main(action)
+        except UserError as error:
+            refusals.append(str(error))
     shared = comm.share_arrays({"x": np.arange(3, dtype="int64"), "y": np.eye(2, dtype="float32")}
                                if comm.is_main else None)
     comm.barrier()
@@ -99,7 +104,7 @@ def observe(comm):
         "any": [comm.any(comm.rank == comm.size - 1), comm.any(False)],
         "broadcast": [float(broadcast["a"].asscalar()), broadcast["b"].asnumpy().tolist()],
         "deferred": deferred.weight.data().asnumpy().tolist(),
-        "on_main": comm.on_main(lambda: {"from": comm.rank}), "refusal": refusal,
+        "on_main": comm.on_main(lambda: {"from": comm.rank}), "refusals": refusals,
         "shared": [shared["x"].tolist(), str(shared["x"].dtype), shared["y"].tolist()],
         "trained": {name: value.tolist() for name, value in trained(comm, 12).items()}}
 
@@ -170,7 +175,13 @@ def test_broadcast_makes_workers_equal_to_the_main_one(seen):
 def test_on_main_runs_once_and_its_error_is_everybodys(seen):
     for worker in seen:
         assert worker["on_main"] == {"from": 0}
-        assert worker["refusal"] == "no room on the main worker"
+        assert worker["refusals"][0] == "no room on the main worker"
+
+
+def test_a_file_that_fails_on_the_main_worker_is_everybodys_sentence(seen):
+    for worker in seen:
+        assert worker["refusals"][1].startswith(
+            "'x/log' cannot be used: No space left on device; give a writable --workdir")
 
 
 def test_averaged_gradients_equal_the_whole_batch(seen):
@@ -229,7 +240,7 @@ def test_one_worker_needs_no_horovod(environ, monkeypatch):
     assert type(connect(environ)) is Comm
 
 
-@pytest.mark.parametrize("variable", ["HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("variable", LAUNCHERS)
 def test_launched_without_horovod_is_a_sentence(variable, monkeypatch):
     monkeypatch.setitem(sys.modules, "horovod.mxnet", None)
     with pytest.raises(UserError, match=r"one of 4 workers.*pip install 'gluon-resnest\[train\]'"):

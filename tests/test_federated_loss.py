@@ -73,16 +73,35 @@ def test_classes_of_a_step_depend_on_seed_and_step_and_are_the_same_on_all_worke
     tasks = [Detection(RECIPE, RUN, comm) for comm in (Comm(), Worker(0), Worker(1))]
     steps = [list(itertools.islice(task.batches(0), 3)) for task in tasks]
     for alone, first, second in zip(*steps):
-        counted = alone[4]
-        assert counted.shape == (12,)
-        np.testing.assert_array_equal(counted, first[4])
-        np.testing.assert_array_equal(counted, second[4])
+        counted = alone[4][0]
+        assert counted.shape == (12,) and [len(each[4]) for each in (alone, first)] == [4, 2]
+        for each in (*alone[4], *first[4], *second[4]):
+            np.testing.assert_array_equal(counted, each)
         shown = np.concatenate([each.classes for each in alone[2]])
         assert counted[shown].all() and counted.sum() == max(7, len(np.unique(shown)))
-    assert len({tuple(each[4]) for each in steps[0]}) > 1
-    np.testing.assert_array_equal(next(tasks[0].batches(2))[4], steps[0][2][4])
+    assert len({tuple(each[4][0]) for each in steps[0]}) > 1
+    np.testing.assert_array_equal(next(tasks[0].batches(2))[4][0], steps[0][2][4][0])
     for task in tasks:
         task.close()
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_each_part_of_a_batch_counts_the_classes_of_the_whole(parts, monkeypatch):
+    monkeypatch.setattr(Detection, "build", staticmethod(network))
+    task = Detection(dataclasses.replace(RECIPE, accumulate=parts), RUN, Comm())
+    batch = next(task.batches(0))
+    whole, seen = task.net.losses, []
+
+    def losses(images, sizes, objects, rngs, counted):
+        seen.append((len(images), counted))
+        return whole(images, sizes, objects, rngs, counted)
+
+    monkeypatch.setattr(type(task.net), "losses", staticmethod(losses))
+    task.update.step(task.losses, batch, 1e-3)
+    assert [size for size, _ in seen] == [4 // parts] * parts
+    for _, counted in seen:
+        np.testing.assert_array_equal(counted, batch[4][0])
+    task.close()
 
 
 # ---- what they cost -----------------------------------------------------------------------------

@@ -110,6 +110,14 @@ def test_given_folders_are_taken_as_they_are(tmp_path, part, caplog):
     assert "1 images are in" in caplog.text and "flatter" in caplog.text
 
 
+def test_what_is_held_out_is_said_as_it_is(tmp_path, caplog):
+    for part in ("train", "val"):
+        write_images(tmp_path / part, {"a": 4, "b": 4})
+    with caplog.at_level(logging.INFO):
+        open_folders(dataclasses.replace(RECIPE, hold_out=2), tmp_path)
+    assert "--hold-out: 2 of the 8 images" in caplog.text and "no val/" not in caplog.text
+
+
 def test_the_folders_say_how_many_classes_there_are(tmp_path):
     write_images(tmp_path, {"a": 2, "b": 2, "c": 2})
     recipe, _ = cli.parse({"tiny": RECIPE}, FineTuning, ["--data", str(tmp_path)])

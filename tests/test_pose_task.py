@@ -186,6 +186,12 @@ def test_a_person_seen_twice_is_an_error():
 
 # ---- training -----------------------------------------------------------------------------------
 
+def test_a_judge_that_is_missing_is_missed_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(UserError, match="pycocotools is needed here"):
+        make_task()
+
+
 def test_learning_rate_falls_to_a_tenth_after_each_milestone():
     task = make_task()
     assert [round(task.lr_at(step * 6 + 1), 12) for step in range(4)] == [1e-3, 1e-3, 1e-4, 1e-5]

@@ -151,7 +151,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
         def full(*args, **kwargs):
             raise OSError(28, "No space left on device")
         monkeypatch.setattr("builtins.open", full)
-        with pytest.raises(UserError, match="cannot write .*log.jsonl: No space left on device"):
+        with pytest.raises(UserError, match="cannot write .*log.jsonl': No space left on device"):
             log.training(5, 0.1, window())
 
 

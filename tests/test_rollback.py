@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import sys
+import time
 from pathlib import Path
 
 import mxnet as mx
@@ -129,6 +130,21 @@ def test_broken_weights_are_never_saved(tmp_path):
 def test_where_it_cannot_go_on_it_says_so(poisoned, on_nan, message, tmp_path):
     with pytest.raises(NotFinite, match=message):
         train(tmp_path, task=Toy(Comm(), poison=(poisoned, 0)), on_nan=on_nan)
+
+
+def test_the_last_good_checkpoint_is_a_whole_one(tmp_path):
+    class Damaging(Toy):
+        def batches(self, start_step):
+            for step, batch in enumerate(super().batches(start_step), start_step):
+                if step == 9:
+                    file = tmp_path / "checkpoints/step-00000008/model.params"
+                    while not file.exists():        # it is written while training goes on
+                        time.sleep(0.01)
+                    file.write_bytes(b"cut")
+                yield batch
+
+    with pytest.raises(NotFinite, match="the last good checkpoint is of step 4"):
+        train(tmp_path, task=Damaging(Comm(), poison=(10, 0)), on_nan="stop")
 
 
 def test_a_checkpoint_is_gone_back_to_a_few_times_only(tmp_path):

@@ -61,6 +61,8 @@ class DetectionRecipe(Recipe):
     lr: float = setting(0.02, "learning rate", low=0.0)
     optimizer: str = setting("sgd", "update rule", choices=("nag", "sgd", "adam"))
     momentum: float = setting(0.9, "momentum of nag and sgd", low=0.0, high=1.0)
+    beta2: float = setting(0.999, "decay of adam's second moments; .98 forgets in 50 steps how "
+                           "large gradients once were", low=0.0, high=0.9999)
     wd: float = setting(1e-4, "weight decay", low=0.0)
     decay: str = setting("no_norms", "what decays: all, all but norms (Detectron2), or weights "
                          "alone", choices=("all", "no_norms", "weights"))

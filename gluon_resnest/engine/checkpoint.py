@@ -138,15 +138,16 @@ class Checkpoints:
         Raises:
           UserError: if there are checkpoints and none is whole; starting anew must be a decision.
         """
+        newest = next(self.whole(), None)
         steps = self.steps()
-        for step in reversed(steps):
-            found = self._read(step)
-            if found is not None:
-                return found
-        if steps:
+        if newest is None and steps:
             raise UserError(f"none of the {len(steps)} checkpoints in {self.directory} is whole; "
                             "move them away to start anew, or give another workdir")
-        return None
+        return newest
+
+    def whole(self):
+        """Yields the whole Checkpoints, newest first; a damaged one is a logged sentence."""
+        return filter(None, map(self._read, reversed(self.steps())))
 
     def best(self):
         """Returns the Checkpoint with the highest main metric; None if it is not there, or none."""

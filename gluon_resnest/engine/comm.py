@@ -13,19 +13,23 @@ import numpy as np
 from gluon_resnest.errors import UserError, check_choice
 
 COMPRESSIONS = ("none", "fp16")
+# Variables in which launchers tell a process how many there are: horovodrun, Open MPI, MPICH and
+# Intel MPI, MVAPICH, srun.
+LAUNCHERS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE",
+             "SLURM_STEP_NUM_TASKS")
 
 
 def connect(environ=os.environ):
     """Joins the Horovod job that launched this process, or runs alone.
 
     Args:
-      environ: the environment; HOROVOD_SIZE or OMPI_COMM_WORLD_SIZE says how many were launched.
+      environ: the environment; one of LAUNCHERS says how many were launched.
 
     Raises:
       UserError: launched as one of several workers that could not find each other: without
         Horovod, or with one that does not speak the launcher's protocol, each would train alone.
     """
-    workers = int(environ.get("HOROVOD_SIZE", environ.get("OMPI_COMM_WORLD_SIZE", 1)))
+    workers = int(next((environ[name] for name in LAUNCHERS if name in environ), 1))
     if workers == 1:
         return Comm()
     try:
@@ -110,9 +114,13 @@ class Comm:
           Its value (plain picklable data), on every worker.
 
         Raises:
-          UserError: on every worker, if the action raised one; so none waits for a lost main.
+          UserError: on every worker, if the action raised one, or an OSError; so none waits for a
+            lost main.
         """
-        return action()
+        try:
+            return action()
+        except OSError as error:
+            raise _about_file(error) from error
 
     def share_arrays(self, arrays):
         """Returns the main worker's {name: numpy array} on every worker; others may pass None."""
@@ -215,6 +223,8 @@ class HorovodComm(Comm):
                 value = action()
             except UserError as caught:
                 error = caught
+            except OSError as caught:
+                error = _about_file(caught)
         value, message = self._hvd.broadcast_object((value, error and str(error)),
                                                     name=self._unique())
         if message is not None:
@@ -266,6 +276,13 @@ class HorovodComm(Comm):
         row = super()._rows(vectors)
         rows = self._hvd.allgather(mx.nd.array(row, dtype=row.dtype), name=f"rows.{row.dtype}")
         return rows.asnumpy()
+
+
+def _about_file(error):
+    """Returns a UserError that says what an OSError does."""
+    about = f"{str(error.filename)!r} cannot be used" if error.filename else "a file failed"
+    return UserError(f"{about}: {error.strerror or error}; give a writable --workdir with room, or "
+                     "make room and run the same command again")
 
 
 def _exact_sum(rows):

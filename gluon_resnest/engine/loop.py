@@ -130,9 +130,11 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
                 state = replace(state, step=done, seconds=time.monotonic() - began)
                 comm.on_main(lambda: writer.store(snapshot(task.net, update, state)))
             if stopping:
+                heart.beat("finishing", done)
                 comm.on_main(writer.finish)
                 raise Stopped(stopping, done)
             heart.beat("step", done)
+        heart.beat("finishing", state.step)
         comm.on_main(writer.finish)
     heart.beat("end", state.step)
     return Summary(state.best, state.best_step, state.metrics, state.seconds,

@@ -9,6 +9,7 @@
 
 `step` counts the updates done, `time` is seconds since 1970.
 """
+import io
 import json
 import os
 import platform
@@ -17,10 +18,12 @@ from pathlib import Path
 
 from gluon_resnest.engine.progress import displays
 from gluon_resnest.errors import MissingExtra, UserError
+from gluon_resnest.files import write_whole
 from gluon_resnest.provenance import commit
 
 LOG, RESULT, CURVES, TENSORBOARD = "log.jsonl", "result.json", "curves.png", "tensorboard"
 _LEGEND_ROWS = 12      # of a panel of curves: more names stand in columns
+_ADVICE = "give a writable --workdir with room, or make room and run the same command again"
 
 
 class RunLog:
@@ -100,7 +103,7 @@ class RunLog:
 
     def _open(self, step):
         lines = [line for line in read_log(self._file) if line["step"] <= step]
-        _write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(self._file, "".join(json.dumps(line) + "\n" for line in lines), _ADVICE)
         for display in self._displays:          # the run goes on after a rollback
             display.close()
         self._displays = displays(step, self._total, lines, self._file.parent / TENSORBOARD)
@@ -110,7 +113,7 @@ class RunLog:
             with open(self._file, "a") as file:     # closed at once: a kill loses no line
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise _unwritable(self._file, error) from error
+            raise UserError(f"cannot write '{self._file}': {error.strerror}; {_ADVICE}") from error
         for listener in self._displays + self._callbacks:
             listener.write(line)
 
@@ -138,22 +141,6 @@ def read_log(path):
             raise UserError(f"line {number} of {path} is not one of a training log; move the file "
                             "away to start a new log") from error
     return lines
-
-
-def _write_text(path, text):
-    """Writes a text file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        os.replace(partial, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path, error):
-    return UserError(f"cannot write {path}: {error.strerror}; give a writable --workdir with room, "
-                     "or make room and run the same command again")
 
 
 def draw_curves(workdir):
@@ -187,13 +174,14 @@ def draw_curves(workdir):
         columns = -(-len(curves) // _LEGEND_ROWS)
         if len(curves) > 1:
             axes.legend(ncol=columns, fontsize="medium" if columns == 1 else "x-small")
-    target = Path(workdir) / CURVES
-    figure.savefig(target, dpi=100)
+    target, picture = Path(workdir) / CURVES, io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    write_whole(target, picture.getvalue(), _ADVICE)
     return target
 
 
 def write_result(path, *, measured, expected=None, tolerance=None, seconds, images_per_second,
-                 main_metric, parameters=None):
+                 main_metric, parameters=None, **more):
     """Judges a final evaluation, writes it as JSON and returns what was written.
 
     Args:
@@ -203,14 +191,15 @@ def write_result(path, *, measured, expected=None, tolerance=None, seconds, imag
       tolerance: how far below it still counts as reached.
       seconds: wall time of training; images_per_second: over all workers.
       parameters: how many numbers the network learns.
+      more: further entries.
     """
     result = {"measured": measured, "metric": main_metric, "expected": expected,
               "tolerance": tolerance,
               "verdict": verdict(measured.get(main_metric), expected, tolerance),
               "commit": commit(), "seconds": seconds, "images_per_second": images_per_second,
-              "parameters": parameters, "machine": machine()}
+              "parameters": parameters, "machine": machine(), **more}
     if path is not None:
-        _write_text(Path(path), json.dumps(result, indent=1) + "\n")
+        write_whole(path, json.dumps(result, indent=1) + "\n", _ADVICE)
     return result
 
 

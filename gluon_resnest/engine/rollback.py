@@ -36,7 +36,7 @@ def fit_past_faults(task, update, lr_at, *, comm, log, checkpoints, start, on_na
                        start=start, **options)
         except NotFinite as fault:
             mx.nd.waitall()
-            good = comm.on_main(lambda: max(checkpoints.steps(), default=None))
+            good = comm.on_main(lambda: _newest_whole(checkpoints))
             if good is None:
                 raise NotFinite(f"{fault}; there is no checkpoint to go back to", fault.step)
             if on_nan == "stop":
@@ -48,3 +48,8 @@ def fit_past_faults(task, update, lr_at, *, comm, log, checkpoints, start, on_na
                          fault, good, fault.step)
             log.rollback(fault.step, good, str(fault))
             start = replace(checkpoints.restore(task.net, update, comm), step=fault.step)
+
+
+def _newest_whole(checkpoints):
+    found = checkpoints.latest()
+    return found and found.state.step

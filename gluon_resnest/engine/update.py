@@ -46,7 +46,8 @@ class Update:
       net: Block that owns the trainer's parameters; its structural names name the state, so
         that a checkpoint fits any instance of the network.
       parts: the batch goes through the network in so many equal parts, whose gradients add up to
-        that of the whole; only batch norms see the difference, since each looks at one part.
+        that of the whole if a loss is a mean over images. Batch norms look at one part each, and
+        so do losses divided by what they count, such as a detector's (decision 0123).
       clip_norm: largest Euclidean norm of the whole gradient, averaged over the workers; 0: any.
       average: `ema.Average` of the network, or None.
       scaler: `amp.LossScaler`, or None.

@@ -1,12 +1,13 @@
 """The mean of several checkpoints of one network."""
+import itertools
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 
 from gluon_resnest.engine import checkpoint, params_file
 from gluon_resnest.errors import UserError
+from gluon_resnest.files import write_whole
 from gluon_resnest.interop.weights import read_params
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def read_models(paths, last=None):
 
     Args:
       paths: .params files and checkpoint directories; or one run directory.
-      last: how many of the run directory's newest whole checkpoints; None takes all.
+      last: how many of the run directory's newest whole checkpoints; None takes all of them.
 
     Returns:
       [(path, {name: numpy array})].
@@ -55,13 +56,15 @@ def read_models(paths, last=None):
     paths = [Path(path) for path in paths]
     if len(paths) == 1 and (paths[0] / "checkpoints").is_dir():
         checkpoints = checkpoint.Checkpoints(paths[0] / "checkpoints")
-        steps = checkpoints.steps()
-        paths = [checkpoints.path(step) for step in (steps[-last:] if last else steps)]
-    if not paths:
+        models = [(checkpoints.path(found.state.step), found.model)
+                  for found in itertools.islice(checkpoints.whole(), last)][::-1]
+    else:
+        models = [(path, checkpoint.read(path).model if path.is_dir() else read_params(path))
+                  for path in paths]
+    if not models:
         raise UserError("there are no checkpoints to average; give a run directory that has some, "
                         "or .params files")
-    return [(path, checkpoint.read(path).model if path.is_dir() else
-             read_params(path)) for path in paths]
+    return models
 
 
 def write_model(model, path):
@@ -70,11 +73,5 @@ def write_model(model, path):
     Raises:
       UserError: if it cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(b"".join(params_file.pack(model)))
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give a path in a directory of "
-                        "yours with room") from error
+    write_whole(path, b"".join(params_file.pack(model)),
+                "give a path in a directory of yours with room")

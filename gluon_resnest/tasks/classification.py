@@ -18,6 +18,7 @@ from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.norm import few_values, freeze_stages, use_running_statistics
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
 from gluon_resnest.tasks.statistics import settle_statistics
@@ -63,7 +64,9 @@ class Classification:
         self._recipe, self._run, self._comm = recipe, run, comm
         self._context = comm.context(run.device)
         self._train, self.class_names = None, None
-        if not run.eval_only:
+        if run.eval_only:
+            self.class_names = comm.on_main(lambda: trained_run.class_names(run.workdir))
+        else:
             self._train = self.open_training(run)
             self.steps_per_epoch = self._train.steps_per_epoch
             self.class_names = self._train.dataset.class_names
@@ -296,6 +299,9 @@ def _look_for_few_values(net, recipe, comm):
 def _teacher(recipe, run, context):
     """Returns the teacher network in inference mode, or None."""
     if not recipe.teacher:
+        if run.teacher_weights:
+            raise UserError("--teacher-weights needs the network they belong to; give it with "
+                            "--teacher NAME")
         return None
     if not run.teacher_weights:
         raise UserError(f"the teacher {recipe.teacher!r} needs trained parameters: give them with "

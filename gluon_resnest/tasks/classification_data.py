@@ -22,8 +22,19 @@ def held_out_images(recipe, path, flag):
 
 
 def evaluation_images(recipe, path, flag, class_names=None):
-    """Opens the evaluation images; arguments as `open_images`."""
-    return open_images(path, flag, evaluation_pipeline(recipe), recipe.classes, class_names)
+    """Opens the evaluation images; arguments as `open_images`.
+
+    Raises:
+      UserError: also if a folder lacks classes and nothing says which.
+    """
+    images = open_images(path, flag, evaluation_pipeline(recipe), recipe.classes, class_names)
+    if isinstance(images, FolderDataset) and not class_names:
+        found = len(images.class_names)
+        if found < recipe.classes:
+            raise UserError(f"{flag} {path} has {found} class folders and the network "
+                            f"{recipe.classes} classes, so that their numbers are not known; give "
+                            "the --workdir of the training, or a folder for each class")
+    return images
 
 
 def training_pipeline(recipe):

@@ -2,23 +2,14 @@
 import contextlib
 import io
 import json
-import os
-from pathlib import Path
 
-from gluon_resnest.errors import MissingExtra, UserError
+from gluon_resnest.errors import MissingExtra
+from gluon_resnest.files import write_whole
 
 
 def write_results(path, results):
     """Writes results as COCO's evaluation server takes them, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(results), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable folder "
-                        "with space") from error
+    write_whole(path, json.dumps(results))
 
 
 def judge(ground_truth, results, kind):

@@ -25,11 +25,11 @@ from gluon_resnest.models.detection.sampling import draw_classes
 from gluon_resnest.models.detection.targets import Objects
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks import detection_data
-from gluon_resnest.tasks.coco_files import write_results
+from gluon_resnest.tasks.coco_files import cocoeval, write_results
 from gluon_resnest.tasks.detection_evaluation import (
     KINDS, ProposalRecall, check_results, coco_ap, coco_results, table)
 from gluon_resnest.tasks.detector import build_detector
-from gluon_resnest.tasks.lvis_evaluation import lvis_ap
+from gluon_resnest.tasks.lvis_evaluation import lvis, lvis_ap
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.tasks.workload import detection_workload
@@ -38,6 +38,7 @@ from gluon_resnest.zoo import load_weights
 RESULTS = {"bbox": "boxes.json", "segm": "masks.json"}      # in the run directory, COCO's format
 PER_CLASS = "classes.json"                                  # in the run directory: AP by class
 _AP = {"coco": coco_ap, "lvis": lvis_ap}
+_JUDGE = {"coco": cocoeval, "lvis": lvis}
 _TOLD = {"ap50": "AP50", "ap75": "AP75", "ap_rare": "APr", "ap_common": "APc",
          "ap_frequent": "APf"}
 _SUM_NUMBERS = range(8)             # more than the sums that are under way at a time
@@ -84,6 +85,8 @@ class Detection:
         self._context = comm.context(run.device)
         self._data = self._open_data()
         self._train, self._val, self.net, self.params = None, None, None, {}
+        if self._data.has_annotations:
+            _JUDGE[recipe.dataset]()            # before hours of training, not after
         if run.results:
             if not run.eval_only:
                 raise UserError("--results FILE is judged, not trained with; give --eval-only too")
@@ -114,7 +117,7 @@ class Detection:
         if run.device == "cpu":
             set_deformable_form(self.net, "composed")       # the fused one cannot learn there
         self.update = make_update(recipe, self.net, comm, optimizer(
-            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum))
+            recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum, beta2=recipe.beta2))
         self._sums = itertools.cycle(_SUM_NUMBERS)
 
     @property
@@ -137,7 +140,7 @@ class Detection:
         Divided by the counts of all workers over their number, so that the mean over the workers
         is the mean over all of their images, or by this worker's own counts.
         """
-        losses = self.net.losses(*batch)
+        losses = self._losses(batch)
         if self._recipe.normalize == "local":
             return {name: loss.mean() for name, loss in losses.items()}
         with autograd.pause():
@@ -146,6 +149,12 @@ class Detection:
             means = nd.maximum(total, 1) / self._comm.size
         return {name: loss.total / means[number:number + 1]
                 for number, (name, loss) in enumerate(losses.items())}
+
+    def _losses(self, batch):
+        if self._recipe.class_loss == "federated":
+            *batch, (classes, *_) = batch
+            batch = (*batch, classes)
+        return self.net.losses(*batch)
 
     def evaluate(self):
         """Detects objects in every evaluation image, each on one worker, and judges them.
@@ -167,7 +176,7 @@ class Detection:
             self.net, self.params, self._comm,
             batches=recipe.precise_bn_batches if self._train else 0,
             loader=self._data.train,
-            forward=lambda batch: self.net.losses(*self._prepared(self._train, batch)))
+            forward=lambda batch: self._losses(self._prepared(self._train, batch)))
         recall = ProposalRecall() if self._run.rpn_recall else None
         mine = self._from_views() if recipe.scales else self._from_batches(recall)
         rows = sorted(itertools.chain.from_iterable(self._comm.gather(mine)),
@@ -232,12 +241,16 @@ class Detection:
         return image_counts(map(images.shown, range(len(images))), self._recipe.classes)
 
     def _counted(self, loader, batch):
-        """Returns the classes in the federated loss of a step, the same on all workers, if any."""
+        """Returns the classes in the federated loss of a step, the same on all workers, if any.
+
+        Once for each image, so that each part of a batch has them.
+        """
         recipe = self._recipe
         if recipe.class_loss != "federated":
             return ()
-        return (draw_classes(loader.shown(batch), self._class_images, recipe.federated_classes,
-                             random_for(recipe.seed, batch.epoch, batch.step, "classes")),)
+        classes = draw_classes(loader.shown(batch), self._class_images, recipe.federated_classes,
+                               random_for(recipe.seed, batch.epoch, batch.step, "classes"))
+        return ([classes] * len(batch.objects),)
 
     def _from_batches(self, recall):
         """Returns [(index, boxes, masks)] of this worker's images, in COCO's format."""

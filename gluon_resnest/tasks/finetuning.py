@@ -101,7 +101,7 @@ class FineTuning(Classification):
         """
         best = checkpoints.restore_best(self.net, self._comm)
         metrics = {**self.evaluate(), "last_top1": metrics["top1"],
-                   "best_epoch": best.best_step / self.steps_per_epoch}
+                   "best_epoch": best.step / self.steps_per_epoch}
         self._comm.on_main(lambda: self._leave(Path(workdir)))
         return metrics
 
@@ -193,8 +193,9 @@ def open_folders(recipe, root):
         return train, held
     count = recipe.hold_out or max(1, round(HELD_OUT_SHARE * len(train)))
     kept, chosen = split(train.labels, count, recipe.seed, _digests(train))
-    _log.info("%s has no val/ or test/ to evaluate: %d of its %d images are held out", root,
-              len(chosen), len(train))
+    _log.info("%s: %d of the %d images of %s are held out for evaluation",
+              "--hold-out" if recipe.hold_out else f"{root} has no val/ or test/", len(chosen),
+              len(train), folder)
     same = FolderDataset(folder, transform, recipe.classes, train.class_names)
     return Subset(train, kept), Subset(same, chosen)
 

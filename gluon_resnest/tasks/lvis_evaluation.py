@@ -50,18 +50,28 @@ def lvis_ap(ground_truth, results, kind):
     return metrics, per_class
 
 
+def lvis():
+    """Returns the package lvis.
+
+    Raises:
+      MissingExtra: if it is not installed.
+    """
+    try:
+        import lvis as package
+    except ImportError as error:
+        raise MissingExtra("lvis", "lvis") from error
+    return package
+
+
 def judge(ground_truth, results, kind):
     """Returns a `lvis.LVISEval` that has judged; arguments are those of `lvis_ap`.
 
     Raises:
       MissingExtra: if the package is not installed.
     """
-    try:
-        from lvis import LVIS, LVISEval, LVISResults
-    except ImportError as error:
-        raise MissingExtra("lvis", "lvis") from error
+    package = lvis()
 
-    class Content(LVIS):
+    class Content(package.LVIS):
         """Takes the content of a file where the package wants its path."""
 
         def _load_json(self, path):
@@ -77,6 +87,6 @@ def judge(ground_truth, results, kind):
     blank = Content({**ground_truth, "annotations": []})            # it is copied
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)         # np.float, before numpy 1.24
-        judging = LVISEval(truth, LVISResults(blank, results, MAX_DETECTIONS), kind)
+        judging = package.LVISEval(truth, package.LVISResults(blank, results, MAX_DETECTIONS), kind)
         judging.run()
     return judging

@@ -19,7 +19,7 @@ from gluon_resnest.losses import JointHeatmapLoss
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.models.simple_pose import STRIDE, encode, predict_joints
 from gluon_resnest.tasks import pose_evaluation
-from gluon_resnest.tasks.coco_files import write_results
+from gluon_resnest.tasks.coco_files import cocoeval, write_results
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.tasks.workload import pose_workload
@@ -72,6 +72,7 @@ class Pose:
             self._train = _training_data(recipe, run, comm)
             self.steps_per_epoch = self._train.steps_per_epoch
         self._val, self._truth = _evaluation_data(recipe, run, comm)
+        cocoeval()                              # before hours of training, not after
 
         enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)

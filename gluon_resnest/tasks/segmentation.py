@@ -1,4 +1,5 @@
 """Semantic segmentation as a Task: network, crops, pixel losses, exact confusion matrix."""
+import io
 import itertools
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gluon_resnest.engine.amp import enable
 from gluon_resnest.engine.optim import Poly, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
+from gluon_resnest.files import write_whole
 from gluon_resnest.losses import PixelCrossEntropy
 from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixel_accuracy
 from gluon_resnest.models.segmentation import initialize
@@ -155,8 +157,8 @@ class Segmentation:
         if total["images"] != len(self._val):
             raise RuntimeError(f"evaluation saw {total['images']} images of {len(self._val)}: "
                                "each must be seen exactly once")
-        if self._workdir and self._comm.is_main:
-            np.save(Path(self._workdir) / CONFUSION, total["pixels"])
+        if self._workdir:
+            self._comm.on_main(lambda: _save(Path(self._workdir) / CONFUSION, total["pixels"]))
         overlaps = intersection_over_union(total["pixels"])
         present = overlaps[~np.isnan(overlaps)]
         if not len(present):
@@ -198,6 +200,12 @@ def _training_data(recipe, run, comm):
         recipe.blur))
     plan = TrainPlan(len(dataset), recipe.batch, comm.rank, comm.size, recipe.seed)
     return Loader(dataset, plan, seed=recipe.seed, workers=run.data_workers)
+
+
+def _save(path, array):
+    content = io.BytesIO()
+    np.save(content, array)
+    write_whole(path, content.getvalue())
 
 
 def _dataset(recipe, run, split, transform=None):

@@ -46,9 +46,9 @@ def open_classifier(directory, *, ctx=None):
       (net, `interop.deployed.Card`).
     """
     net, recipe = open_run(directory, ctx=ctx)
-    file = Path(directory) / CLASS_NAMES
+    names = class_names(directory)
     return net, Card(recipe.network, recipe.classes, recipe.eval_px, recipe.eval_protocol,
-                     class_names=tuple(read_class_names(file)) if file.is_file() else None)
+                     class_names=names and tuple(names))
 
 
 def open_pose_run(directory, *, ctx=None):
@@ -82,11 +82,16 @@ def open_panoptic_run(directory, *, ctx=None):
     It has the names of things and stuff that the run has written, if any.
     """
     recipe = _recipe(Path(directory), PanopticRecipe)
-    file = Path(directory) / CLASS_NAMES
-    names = tuple(read_class_names(file)) if file.is_file() else ()
+    names = tuple(class_names(directory) or ())
     net = build_panoptic(recipe, class_names=names[:recipe.classes],
                          stuff_names=names[recipe.classes:])
     return _filled(net, directory, ctx), recipe
+
+
+def class_names(directory):
+    """Returns the class names that a training has left in its run directory, or None."""
+    file = directory and Path(directory) / CLASS_NAMES
+    return read_class_names(file) if file and file.is_file() else None
 
 
 def kind_of_run(directory):
