@@ -21,7 +21,7 @@ from gluon_resnest.interop import deployed
 from gluon_resnest.interop.deployed import INPUT
 from gluon_resnest.interop.graph import BadGraph, parse_graph
 from gluon_resnest.models.deform import fused_deformables
-from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.models.dropblock import without_dropblock
 from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 from gluon_resnest.provenance import commit, sha256
 
@@ -101,7 +101,7 @@ def trace(net, outputs=1):
     structural = {}
     for name, param in net._collect_params_with_prefix().items():
         structural.setdefault(param.name, (name, param))
-    with _nothing_dropped(net), fused_deformables(net), plain_batch_norm(net), \
+    with without_dropblock(net), fused_deformables(net), plain_batch_norm(net), \
             autograd.pause(train_mode=False):
         symbol = net(mx.sym.var(INPUT))
     if isinstance(symbol, (list, tuple)):
@@ -218,18 +218,3 @@ def _without_fusion():
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-@contextlib.contextmanager
-def _nothing_dropped(net):
-    """Takes DropBlock out of the graphs traced inside the block."""
-    found = []
-    net.apply(lambda block: found.append(block) if isinstance(block, DropBlock) else None)
-    probabilities = [block._p for block in found]
-    try:
-        for block in found:
-            block.set_drop_prob(0)
-        yield
-    finally:
-        for block, probability in zip(found, probabilities):
-            block.set_drop_prob(probability)
