@@ -1,6 +1,5 @@
 """Checks a record file from end to end: every byte against the checksum, every image decoded."""
 import functools
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +9,9 @@ from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.processes import in_order
 from gluon_resnest.data.recordio import RecordFile, sidecar
 from gluon_resnest.errors import UserError
+from gluon_resnest.provenance import sha256
 
 _CHUNK = 16                                                   # records a process gets at a time
-_HASH_BYTES = 1 << 22
 
 
 class Report(NamedTuple):
@@ -122,15 +121,7 @@ def _checksum(rec):
         file = sums.parent / name
         if not file.is_file():
             problems.append(f"{file}, which {sums} names, is missing")
-        elif _sha256(file) != expected:
+        elif sha256(file) != expected:
             problems.append(f"{file} has been changed since it was packed: its SHA-256 is not the "
                             f"one in {sums}")
     return problems, []
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(_HASH_BYTES), b""):
-            digest.update(block)
-    return digest.hexdigest()
