@@ -19,6 +19,7 @@ import numpy as np
 from gluon_resnest.data import color
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.interop.card_values import triple, whole
 from gluon_resnest.interop.graph import read_graph
 from gluon_resnest.interop.weights import read_params
 from gluon_resnest.provenance import sha256
@@ -93,18 +94,11 @@ class Card:
 
     def check(self, source):
         """Raises a UserError that begins with `source` unless every field can be true."""
-        def number(value, low, high):
-            return (isinstance(value, (int, float)) and not isinstance(value, bool)
-                    and low <= value <= high)
-
-        def triple(values, low, high):
-            return len(values) == 3 and all(number(value, low, high) for value in values)
-
         names, sums = self.class_names, self.sha256
         faults = {
             "model": isinstance(self.model, str),
-            "classes": type(self.classes) is int and number(self.classes, 1, 1 << 20),
-            "crop_px": type(self.crop_px) is int and number(self.crop_px, 8, 4096),
+            "classes": whole(self.classes, 1, 1 << 20),
+            "crop_px": whole(self.crop_px, 8, 4096),
             "protocol": self.protocol in tuple(PROTOCOLS),
             "interpolation": isinstance(self.interpolation, str),
             "mean": triple(self.mean, -10, 10),

@@ -7,7 +7,7 @@ import numpy as np
 
 from gluon_resnest.data.detection_transforms import MEAN, RULES, STD
 from gluon_resnest.interop import cards
-from gluon_resnest.interop.cards import class_names, number, triple, whole
+from gluon_resnest.interop.card_values import class_names, number, triple, whole
 from gluon_resnest.interop.task_predictor import BoxPredictor
 from gluon_resnest.interop.trained import with_weights
 from gluon_resnest.models.detection.build import COCO_CLASSES

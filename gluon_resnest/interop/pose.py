@@ -14,7 +14,7 @@ from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop import cards, deployed
-from gluon_resnest.interop.cards import number, triple, whole
+from gluon_resnest.interop.card_values import number, triple, whole
 from gluon_resnest.interop.trained import with_weights
 from gluon_resnest.models.simple_pose import FLIP_TESTS, STRIDE, predict_joints
 

@@ -9,7 +9,7 @@ import numpy as np
 from gluon_resnest import zoo
 from gluon_resnest.data import color
 from gluon_resnest.interop import cards
-from gluon_resnest.interop.cards import class_names, number, triple, whole
+from gluon_resnest.interop.card_values import class_names, number, triple, whole
 from gluon_resnest.interop.task_predictor import TaskPredictor
 from gluon_resnest.interop.weights import load_parameters
 from gluon_resnest.models.segmentation import parse_name
