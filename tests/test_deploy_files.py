@@ -6,6 +6,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from deploy_case import CARD, FAMILY, assert_equal, export_both, noise, randomized, tiny_network
+from full_disk import room_for
 from mxnet import nd
 from mxnet.gluon import nn
 
@@ -142,6 +143,17 @@ def test_a_wrong_deploy_graph_is_never_written(tiny, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="differs from the network by .*nothing was written"):
             export_deployment(tiny, tmp_path / "x", CARD, Plan(target))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target, number", [("mxnet", 1), ("onnx", 0)])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_files(tiny, copies, target, number):
+    files = export.files_of(copies / target, target)
+    before = [file.read_bytes() for file in files]
+    with room_for(len(before[number]) - 9), pytest.raises(
+            UserError, match="cannot write .*: File too large; choose a prefix .* with space"):
+        export_deployment(tiny, copies / target, CARD, Plan(target))
+    assert [file.read_bytes() for file in files] == before
+    assert not list(copies.glob(".*"))
 
 
 # Files of others

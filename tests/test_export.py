@@ -7,6 +7,7 @@ import shutil
 import mxnet as mx
 import numpy as np
 import pytest
+from full_disk import room_for
 from mxnet import autograd, gluon, nd
 
 from gluon_resnest import zoo
@@ -228,6 +229,17 @@ def test_an_unwritable_place_is_one_sentence(exported, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*choose a prefix in a writable folder"):
         export.export_classifier(exported[0], tmp_path / "file" / "x", CARD)
+
+
+@pytest.mark.parametrize("lacking", [1, 9, 300_000])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_files(exported, copy, lacking):
+    """MXNet's own writer would lose the last bytes without a word."""
+    before = [file.read_bytes() for file in deployed.paths(copy)]
+    with room_for(len(before[1]) - lacking), pytest.raises(
+            UserError, match="cannot write .*copy.: File too large; choose a prefix .* with space"):
+        export.export_classifier(exported[0], copy, CARD)
+    assert [file.read_bytes() for file in deployed.paths(copy)] == before
+    assert len(list(copy.parent.iterdir())) == 3
 
 
 # What comes back from disk

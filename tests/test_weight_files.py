@@ -11,6 +11,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
+from full_disk import room_for
 from torch_bytes import GRID
 
 from gluon_resnest.errors import UserError
@@ -120,6 +121,18 @@ def test_a_failed_write_leaves_the_old_file(small):
         write_weights(small["torch"], {"x": GRID.astype(np.float64)}, "torch", {})
     assert sha256(small["torch"]) == before
     assert not [name for name in os.listdir(os.path.dirname(small["torch"])) if name[0] == "."]
+
+
+@pytest.mark.parametrize("container", ["torch", "safetensors", "params"])
+@pytest.mark.parametrize("lacking", [1, 9, 200])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(small, container, lacking):
+    """MXNet's own writer would lose the last bytes without a word."""
+    before = Path(small[container]).read_bytes()
+    with room_for(len(before) - lacking), pytest.raises(
+            UserError, match=r"cannot be written \(File too large\); choose a folder .* has space"):
+        write_weights(small[container], {"a.weight": GRID, "a.bias": GRID[0]}, container, {})
+    assert Path(small[container]).read_bytes() == before
+    assert not [name for name in os.listdir(os.path.dirname(small[container])) if name[0] == "."]
 
 
 def test_an_unwritable_place_is_one_sentence(tmp_path):

@@ -25,7 +25,7 @@ from typing import Optional
 import mxnet as mx
 import numpy as np
 
-from gluon_resnest.engine import params_file
+from gluon_resnest import params_file
 from gluon_resnest.errors import UserError
 
 FORMAT = 1

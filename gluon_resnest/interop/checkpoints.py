@@ -18,9 +18,9 @@ import tempfile
 import zipfile
 from typing import Dict, NamedTuple, Tuple
 
-import mxnet as mx
 import numpy as np
 
+from gluon_resnest import params_file
 from gluon_resnest.data import inert_pickle
 from gluon_resnest.data.pickled_numpy import ArrayShell
 from gluon_resnest.errors import UserError
@@ -168,15 +168,13 @@ def write_weights(path: str, tensors: Dict[str, np.ndarray], container: str,
             _WRITERS[container](temporary, tensors, metadata)
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
-    except (OSError, mx.MXNetError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be written ({reason}); choose a folder that exists, is "
-                        "writable and has space") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose a folder "
+                        "that exists, is writable and has space") from error
 
 
 def _write_params(path, tensors, _metadata):
-    mx.nd.save(path, {name: mx.nd.array(value, dtype=value.dtype)
-                      for name, value in tensors.items()})
+    params_file.write(path, tensors)
 
 
 def _write_torch(path, tensors, _metadata):

@@ -15,6 +15,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd
 
+from gluon_resnest import params_file
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop import deployed
@@ -76,10 +77,11 @@ def export_network(net, prefix, card):
         prefix.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{prefix.name}.", dir=prefix.parent) as folder:
             aside = Path(folder) / prefix.name
-            symbol_file, params_file, card_file = deployed.paths(aside)
+            symbol_file, weights_file, card_file = deployed.paths(aside)
             symbol_file.write_text(graph.to_json(), encoding="utf-8")
-            mx.nd.save(str(params_file), arrays)
-            sums = {"symbol": sha256(symbol_file), "params": sha256(params_file)}
+            params_file.write(weights_file, {name: array.asnumpy()
+                                             for name, array in arrays.items()})
+            sums = {"symbol": sha256(symbol_file), "params": sha256(weights_file)}
             card = dataclasses.replace(card, commit=commit(), sha256=sums)
             card_file.write_text(card.to_json(), encoding="utf-8")
             deployed.load_pair(aside, card)
@@ -145,10 +147,10 @@ def verify(net, prefix, height, width):
     Raises:
       RuntimeError: if they differ by more than TOLERANCE of the largest logit.
     """
-    symbol_file, params_file, _ = map(str, deployed.paths(prefix))
+    symbol_file, weights_file, _ = map(str, deployed.paths(prefix))
     with warnings.catch_warnings():     # of the input's type, which the parameters decide
         warnings.simplefilter("ignore", UserWarning)
-        block = mx.gluon.SymbolBlock.imports(symbol_file, [INPUT], params_file, ctx=mx.cpu())
+        block = mx.gluon.SymbolBlock.imports(symbol_file, [INPUT], weights_file, ctx=mx.cpu())
     place = next(iter(net.collect_params().values())).list_ctx()[0]
     for images in fresh_inputs(height, width):
         expected = run(net, images, place)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnest.engine import checkpoint, params_file
+from gluon_resnest import params_file
+from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
 from gluon_resnest.files import write_whole
 from gluon_resnest.interop.weights import read_params

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mxnet as mx
 
+from gluon_resnest import params_file
 from gluon_resnest.errors import MissingExtra, UserError, check_choice
 from gluon_resnest.interop import deployed
 from gluon_resnest.interop.deploy import judging, loading, lowering, onnx_engine
@@ -124,10 +125,10 @@ def _check_plan(card, plan, images):
 
 
 def _write_mxnet(aside, graph, arrays, card, plan, images):
-    symbol_file, params_file, _ = deployed.paths(aside)
+    symbol_file, weights_file, _ = deployed.paths(aside)
     symbol_file.write_text(graph.to_json(), encoding="utf-8")
     values = {name: mx.nd.array(array) for name, array in arrays.items()}
-    mx.nd.save(str(params_file), values)
+    params_file.write(weights_file, {name: value.asnumpy() for name, value in values.items()})
     ranges = None
     if plan.precision == "int8":
         args, auxiliary = deployed.by_kind(values)
@@ -135,7 +136,7 @@ def _write_mxnet(aside, graph, arrays, card, plan, images):
                                     [batch for batch, _ in images.calibration], plan.mode,
                                     plan.float_layers)
     card = dataclasses.replace(card, sha256={"symbol": sha256(symbol_file),
-                                             "params": sha256(params_file)})
+                                             "params": sha256(weights_file)})
     record = Record("mxnet", plan.precision, ranges,
                     plan.float_layers if plan.precision == "int8" else ())
     return card, record, ("-symbol.json", "-0000.params")

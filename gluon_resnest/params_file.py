@@ -3,6 +3,7 @@
 They are made here, because MXNet's own writer does not notice a disk that fills up with the last
 bytes, and because bytes can be hashed on their way.
 """
+import os
 import struct
 
 import mxnet as mx
@@ -10,6 +11,15 @@ import mxnet as mx
 _LIST_MAGIC, _ARRAY_MAGIC, _DENSE, _CPU = 0x112, 0xF993FAC9, 0, 1
 _DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int32": 4, "int8": 5,
                 "int64": 6}
+
+
+def write(path, arrays):
+    """Writes {name: numpy array} as a `.params` file, through to the disk."""
+    with open(path, "wb") as file:
+        for chunk in pack(arrays):
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def pack(arrays):
