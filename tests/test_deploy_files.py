@@ -1,6 +1,8 @@
 """interop.deploy: files of deploy graphs, our own and changed ones."""
 import dataclasses
+import errno
 import json
+import os
 
 import mxnet as mx
 import numpy as np
@@ -21,6 +23,7 @@ from gluon_resnest.interop.deploy.rewriting import deploy_graph
 from gluon_resnest.interop.deployed import Card
 from gluon_resnest.interop.predictor import Predictor
 from gluon_resnest.interop.segmentation import SegmentationCard
+from gluon_resnest.provenance import sha256
 
 SHAPES = [(1, 3, 32, 32), (2, 3, 64, 40), (3, 3, 33, 77)]
 
@@ -145,6 +148,96 @@ def test_a_wrong_deploy_graph_is_never_written(tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+# Files of several exports under one prefix
+
+
+@pytest.fixture
+def copies(files, tmp_path):
+    for file in files.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def other():
+    """Another network of the same card."""
+    return randomized(zoo.get_model("resnest_tiny", classes=3))
+
+
+def export_as(kind, net, prefix):
+    """Writes a plain pair, or the deploy graph of a target."""
+    if kind == "plain":
+        plain_export.export_classifier(net, prefix, CARD)
+    else:
+        export_deployment(net, prefix, CARD, Plan(kind))
+
+
+@pytest.mark.parametrize("first, second", [("onnx", "mxnet"), ("onnx", "plain"), ("mxnet", "onnx")])
+def test_an_export_removes_the_files_of_other_targets(tiny, other, tmp_path, first, second):
+    pytest.importorskip("onnxruntime")
+    export_as(first, tiny, tmp_path / "x")
+    export_as(second, other, tmp_path / "x")
+    assert sorted(tmp_path.iterdir()) == sorted(export.files_of(tmp_path / "x", second))
+    x = noise(SHAPES[0])
+    assert_equal(deployed.load(tmp_path / "x")(x), other(nd.array(x)).asnumpy())
+
+
+@pytest.mark.parametrize("kind", ["mxnet", "plain", "onnx"])
+def test_a_stale_file_of_another_target_is_never_loaded(tiny, other, copies, tmp_path, kind):
+    export_as(kind, other, tmp_path / "x")
+    left, engine, message = {
+        "onnx": ("mxnet", "mxnet", "is for the engine onnxruntime, not for mxnet"),
+    }.get(kind, ("onnx", "onnxruntime", "there is no .*x.onnx.* that its card 'x.json' tells of"))
+    for file in export.files_of(copies / left, left)[:-1]:      # all but the card
+        file.rename(tmp_path / file.name.replace(left, "x", 1))
+    assert deployed.is_plain(tmp_path / "x") is (kind == "plain")
+    x = noise(SHAPES[0])
+    assert_equal(deployed.load(tmp_path / "x")(x), other(nd.array(x)).asnumpy())
+    predictor = Predictor.load(tmp_path / "x")
+    assert_equal(predictor._forward(x), other(nd.array(x)).asnumpy())
+    for path, asked in ((tmp_path / "x", engine),
+                        (export.files_of(tmp_path / "x", left)[0], None)):
+        with pytest.raises(UserError, match=message):
+            deployed.load(path, engine=asked)
+
+
+def test_an_onnx_file_that_no_card_tells_of_is_refused(copies):
+    deployed.paths(copies / "onnx")[2].unlink()
+    for load in (deployed.load, Predictor.load):
+        with pytest.raises(UserError, match="onnx.onnx' has no card 'onnx.json' that tells of it"):
+            load(copies / "onnx")
+
+
+def test_a_card_without_its_onnx_file_is_one_sentence(copies):
+    deployed.onnx_path(copies / "onnx").unlink()
+    with pytest.raises(UserError, match="there is no .*onnx.onnx', of which 'onnx.json' is the"):
+        deployed.load(copies / "onnx")
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_an_export_that_fails_at_any_move_leaves_what_there_was(copies, tmp_path, moment,
+                                                                monkeypatch):
+    """Four files are moved out of the way, three get their names."""
+    deployed.onnx_path(copies / "onnx").rename(deployed.onnx_path(copies / "mxnet"))
+    aside = tmp_path / "new" / "mxnet"
+    aside.parent.mkdir()
+    for file in deployed.paths(aside):
+        file.write_text("new")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    left, replace = [moment], os.replace
+
+    def failing(source, target):
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        plain_export.settle(aside, copies / "mxnet", ("-symbol.json", "-0000.params", ".json"))
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
 @pytest.mark.parametrize("target, number", [("mxnet", 1), ("onnx", 0)])
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_files(tiny, copies, target, number):
     files = export.files_of(copies / target, target)
@@ -166,13 +259,6 @@ def change(prefix, **changes):
     file.write_text(json.dumps(values))
 
 
-@pytest.fixture
-def copies(files, tmp_path):
-    for file in files.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path
-
-
 @pytest.mark.parametrize("changes", [
     {"precision": "int4"}, {"target": 3}, {"ranges": {"a": [0.0, 1.0]}}, {"ranges": []},
     {"precision": "int8"}, {"precision": "int8", "ranges": {"a": [1.0, float("nan")]}},
@@ -182,6 +268,12 @@ def test_a_record_that_cannot_be_is_refused(copies, changes):
     change(copies / "mxnet", **changes)
     with pytest.raises(UserError, match="mxnet.json.*which cannot be; export the network again"):
         deployed.load(copies / "mxnet")
+
+
+def test_a_record_of_an_onnx_file_without_its_checksum_is_refused(copies):
+    change(copies / "onnx", sha256=None)
+    with pytest.raises(UserError, match="onnx.json' says sha256=None about its deployment"):
+        deployed.load(copies / "onnx")
 
 
 def test_ranges_of_another_network_are_refused(copies):
@@ -201,8 +293,9 @@ def test_a_changed_onnx_file_is_noticed(copies):
 
 @pytest.mark.parametrize("data", [b"", b"junk" * 100, b"\x08\x07" * 1000], ids=len)
 def test_damaged_onnx_is_one_sentence(copies, data):
-    deployed.onnx_path(copies / "onnx").write_bytes(data)
-    change(copies / "onnx", sha256=None)
+    file = deployed.onnx_path(copies / "onnx")
+    file.write_bytes(data)
+    change(copies / "onnx", sha256=sha256(file))
     with pytest.raises(UserError, match="is not a network that onnxruntime can run|must have one"):
         deployed.load(copies / "onnx")
 

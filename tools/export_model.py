@@ -50,7 +50,8 @@ def parse(argv=None):
     parser.add_argument("--weights", metavar="FILE", help="parameters for --model, or other ones "
                         "for the run; --model without it takes the published weights")
     parser.add_argument("--out", required=True, metavar="PREFIX",
-                        help="what the written files' names begin with")
+                        help="what the written files' names begin with; what was exported under "
+                        "it before is replaced, whatever the target")
     parser.add_argument("--crop", type=int, metavar="PX", help="evaluation crop, for the card "
                         "(default: the run's, or that of the published weights)")
     parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol, for the card: "

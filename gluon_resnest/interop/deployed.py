@@ -139,9 +139,12 @@ def is_exported(prefix):
 
 
 def is_plain(prefix):
-    """Returns whether an exported network runs as it is, without an engine's preparation."""
+    """Returns whether an exported network runs as it is, without an engine's preparation.
+
+    Its card says so; an ONNX file beside it may be left of another network.
+    """
     values = read_values(prefix)
-    return not onnx_path(prefix).exists() and not (isinstance(values, dict) and "deploy" in values)
+    return not (isinstance(values, dict) and "deploy" in values)
 
 
 def read_card(prefix):
@@ -248,8 +251,12 @@ def load_pair(prefix, card, *, ctx=None, lower=None):
 
 def check_presence(prefix):
     """Raises a UserError unless graph and parameters of the prefix exist; names near ones."""
-    for file in paths(prefix)[:2]:
+    *pair, card_file = paths(prefix)
+    for file in pair:
         if not file.is_file():
+            if onnx_path(prefix).is_file() and not card_file.is_file():
+                raise UserError(f"{str(onnx_path(prefix))!r} has no card {card_file.name!r} that "
+                                "tells of it; copy that beside it, or export the network again")
             raise UserError(f"there is no {str(file)!r}{_near_prefix(prefix)}; an exported network "
                             "is named by its path up to -symbol.json")
 

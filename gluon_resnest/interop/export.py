@@ -40,6 +40,7 @@ def export_classifier(net, prefix, card):
 
     The files are written aside, reloaded through SymbolBlock and through Module, compared with the
     net on inputs of two sizes, and get their names only then; a failure leaves nothing behind.
+    Whatever was exported under these names, for any target, is replaced.
 
     Args:
       net: HybridBlock with values in its parameters, (N, 3, H, W) to logits (N, K).
@@ -86,8 +87,7 @@ def export_network(net, prefix, card):
             card_file.write_text(card.to_json(), encoding="utf-8")
             deployed.load_pair(aside, card)
             verify(net, aside, *card.input_shape[2:])
-            for written, final in zip(deployed.paths(aside), deployed.paths(prefix)):
-                os.replace(written, final)
+            settle(aside, prefix, ("-symbol.json", "-0000.params", ".json"))
     except OSError as error:
         raise UserError(f"cannot write {str(prefix)!r}: {error.strerror}; choose a prefix in a "
                         "writable folder with space") from error
@@ -135,6 +135,33 @@ def trace(net, outputs=1):
         raise UserError(f"cannot export {type(net).__name__}: {error}; allow it in "
                         "interop/graph.py if it is safe") from error
     return graph.without("Dropout").renamed(rename), arrays
+
+
+def settle(aside, prefix, endings):
+    """Gives files that were written aside their names; what was exported there before is removed.
+
+    Files of another target go too: nothing would tell that they are of another network. Where a
+    file cannot get its name, all is as it was; a kill leaves files of one of the two networks.
+
+    Args:
+      aside: what the new files' names begin with, in a folder of its own beside `prefix`.
+      prefix: what their names are to begin with.
+      endings: of the new files, the card's last.
+    """
+    before = aside.with_name("before")
+    before.mkdir()
+    moves = [(file, before / file.name)
+             for file in (deployed.onnx_path(prefix), *deployed.paths(prefix)) if file.is_file()]
+    moves += [(Path(f"{aside}{ending}"), Path(f"{prefix}{ending}")) for ending in endings]
+    done = []
+    try:
+        for source, target in moves:
+            os.replace(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.replace(target, source)
+        raise
 
 
 def verify(net, prefix, height, width):

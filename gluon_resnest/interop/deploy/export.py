@@ -8,7 +8,6 @@ applied when `deployed.load` loads it, int8 by the ranges in the card.
 """
 import dataclasses
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from gluon_resnest.interop.deploy import judging, loading, lowering, onnx_engine
 from gluon_resnest.interop.deploy.onnx_file import to_onnx
 from gluon_resnest.interop.deploy.record import KEY, PRECISIONS, TARGETS, Record
 from gluon_resnest.interop.deploy.rewriting import deploy_graph
-from gluon_resnest.interop.export import fresh_inputs, run, trace
+from gluon_resnest.interop.export import fresh_inputs, run, settle, trace
 from gluon_resnest.provenance import commit, sha256
 
 
@@ -55,7 +54,7 @@ class Plan:
 
 
 def export_deployment(net, prefix, card, plan, images=None):
-    """Writes a network for deployment.
+    """Writes a network for deployment, and replaces whatever was exported under these names.
 
     Args:
       net: HybridBlock with values in its parameters and one output.
@@ -93,9 +92,7 @@ def export_deployment(net, prefix, card, plan, images=None):
             _write_card(aside, card, record)
             report, checks = _judge(net, aside, card, plan, images)
             _write_card(aside, card, dataclasses.replace(record, checks=checks))
-            endings = [*files, ".json"]     # the card last
-            for ending in endings:
-                os.replace(f"{aside}{ending}", f"{prefix}{ending}")
+            settle(aside, prefix, (*files, ".json"))
     except OSError as error:
         raise UserError(f"cannot write {str(prefix)!r}: {error.strerror}; choose a prefix in a "
                         "writable folder with space") from error

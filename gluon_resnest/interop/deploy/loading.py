@@ -11,6 +11,8 @@ from gluon_resnest.provenance import sha256
 
 ENGINE_OF = {"mxnet": "mxnet", "onnx": "onnxruntime"}      # target of an export -> who runs it
 ENGINES = tuple(ENGINE_OF.values())
+# Ending of a file -> the target that has it, or None; the longer of two that fit comes first.
+_TARGET_OF = {".onnx": "onnx", "-symbol.json": "mxnet", "-0000.params": "mxnet", ".json": None}
 
 
 class Loaded:
@@ -34,6 +36,9 @@ class Loaded:
 def load(path, *, engine=None, device="cpu", card=None):
     """Loads an exported network to run as fast as its engine can; trusts no file.
 
+    The card says which files are the network's, and for which engine: others of the same prefix
+    are not looked at.
+
     Args:
       path: what the file names begin with, or one of the files.
       engine: "mxnet" or "onnxruntime"; None takes the one that the files are for.
@@ -47,55 +52,56 @@ def load(path, *, engine=None, device="cpu", card=None):
       UserError: if a file is absent, damaged, not what the card says or for another engine, or
         the engine is missing or cannot run it here.
     """
-    prefix = str(path)
-    for ending in (".onnx", "-symbol.json", "-0000.params", ".json"):
-        if prefix.endswith(ending):
-            prefix = prefix[:-len(ending)]
-            break
     if engine is not None:
         check_choice("engine", engine, ENGINES)
+    prefix, named = _split(str(path))
     onnx_file, card_file = deployed.onnx_path(prefix), deployed.paths(prefix)[2]
-    target = "onnx" if onnx_file.is_file() and not (
-        engine == "mxnet" and deployed.paths(prefix)[0].is_file()) else "mxnet"
-    if target == "mxnet" and engine == "onnxruntime":
-        raise UserError(f"there is no {str(onnx_file)!r} for the engine onnxruntime; export the "
-                        "network with --target onnx")
-    if target == "onnx" and engine == "mxnet":
+    record = record_of(deployed.read_values(prefix), repr(str(card_file))) or Record("mxnet")
+    if record.target == "mxnet":
+        deployed.check_presence(prefix)
+    others = {engine, ENGINE_OF.get(named)} - {ENGINE_OF[record.target]}
+    if "onnxruntime" in others:
+        raise UserError(f"there is no {str(onnx_file)!r} that its card {card_file.name!r} tells of "
+                        "for the engine onnxruntime; export the network with --target onnx")
+    if "mxnet" in others:
         raise UserError(f"{str(onnx_file)!r} is for the engine onnxruntime, not for mxnet; export "
                         "the network with --target mxnet")
-    record = record_of(deployed.read_values(prefix), repr(str(card_file)))
-    if target == "onnx":
-        return _load_onnx(prefix, record, card or deployed.read_card(prefix), device)
-    deployed.check_presence(prefix)
     card = card or deployed.read_card(prefix)
     if card is None:
         raise UserError(f"{prefix!r} has no card {card_file.name!r}; export the network again")
-    if record is not None and record.target != "mxnet":
-        raise UserError(f"{str(card_file)!r} is the card of an ONNX file; export the network again")
-    return _load_mxnet(prefix, record or Record("mxnet"), card, device)
+    return (_load_onnx if record.target == "onnx" else _load_mxnet)(prefix, record, card, device)
+
+
+def _split(path):
+    """Returns (prefix, target of the file that a path names, or None)."""
+    for ending, target in _TARGET_OF.items():
+        if path.endswith(ending):
+            return path[:-len(ending)], target
+    return path, None
 
 
 def _load_onnx(prefix, record, card, device):
-    file = deployed.onnx_path(prefix)
+    file, card_file = deployed.onnx_path(prefix), deployed.paths(prefix)[2]
     if device != "cpu":
         raise UserError(f"the engine onnxruntime runs on the CPU here, got device {device!r}; "
                         "leave it out")
-    if record is not None and record.sha256 not in (None, sha256(file)):
+    if not file.is_file():
+        raise UserError(f"there is no {str(file)!r}, of which {card_file.name!r} is the card; copy "
+                        "both again, or export again")
+    if sha256(file) != record.sha256:
         raise UserError(f"{str(file)!r} is not the file that was exported: its SHA-256 differs "
-                        f"from the one in {deployed.paths(prefix)[2].name!r}; copy both again, or "
-                        "export again")
-    forward = onnx_engine.OnnxNetwork(file, card and tuple(card.input_shape[2:]))
+                        f"from the one in {card_file.name!r}; copy both again, or export again")
+    forward = onnx_engine.OnnxNetwork(file, tuple(card.input_shape[2:]))
 
     def checked(images):
         outputs = forward(images)
-        if card is not None and [output.shape[1:2] for output in outputs] != [
+        if [output.shape[1:2] for output in outputs] != [
                 shape[1:2] for shape in card.output_shapes]:
             raise UserError(f"{str(file)!r} gives outputs of shape {[x.shape for x in outputs]}, "
                             f"its card says {card.output_shapes}; export the network again")
         return outputs
 
-    return Loaded(checked, "onnxruntime", record.precision if record else "fp32",
-                  onnx_engine.version())
+    return Loaded(checked, "onnxruntime", record.precision, onnx_engine.version())
 
 
 def _load_mxnet(prefix, record, card, device):

@@ -16,7 +16,7 @@ class Record:
     """How a deployed network is meant to run.
 
     Attributes:
-      target: "mxnet" or "onnx": which files there are.
+      target: "mxnet" or "onnx": which files are the network's, whatever else lies beside them.
       precision: of the arithmetic. Files for MXNet hold float32, and the loader lowers them.
       ranges: {layer: (low, high)} of MXNet's int8 arithmetic, else None.
       float_layers: layers, counted from the first as 0 or the last as -1, that stay float32 in it.
@@ -66,7 +66,8 @@ def _fault(held):
                                              and held["target"] == "mxnet")),
         "float_layers": isinstance(held["float_layers"], list) and all(
             type(number) is int for number in held["float_layers"]),
-        "sha256": held["sha256"] is None or isinstance(held["sha256"], str),
+        "sha256": (isinstance(held["sha256"], str) if held["target"] == "onnx"
+                   else held["sha256"] is None),
         "checks": held["checks"] is None or isinstance(held["checks"], dict)}
     wrong = [name for name, right in tests.items() if not right]
     return f"{wrong[0]}={held[wrong[0]]!r:.80}" if wrong else None
