@@ -282,6 +282,12 @@ def test_ranges_of_another_network_are_refused(copies):
         deployed.load(copies / "mxnet")
 
 
+def test_float_layers_of_another_network_are_refused(copies):
+    change(copies / "mxnet", precision="int8", ranges={"a": [0.0, 1.0]}, float_layers=[99])
+    with pytest.raises(UserError, match="there is no layer 99 to keep in float32"):
+        deployed.load(copies / "mxnet")
+
+
 def test_a_changed_onnx_file_is_noticed(copies):
     file = deployed.onnx_path(copies / "onnx")
     data = bytearray(file.read_bytes())

@@ -231,6 +231,15 @@ def test_predict_refuses_a_wrong_checksum(deploy, photos, tmp_path, capsys):
     (["--model", "resnest_tiny", "--weights", "{weights}", "--out", "{weights}/x"],
      "choose a prefix in a writable folder"),
     (["--model", "resnest14", "--weights", "{weights}", "--out", "{tmp}/x"], "does not fit"),
+    (["--model", "unknown", "--out", "{tmp}/x", "--target", "onnx", "--judging", "{tmp}"],
+     "--judging takes the place of some images of --calibration; add --calibration"),
+    (["--model", "unknown", "--out", "{tmp}/x", "--target", "mxnet", "--judging-images", "0"],
+     "the number of judging images must be a whole number from 1 to"),
+    (["--model", "unknown", "--out", "{tmp}/x", "--target", "mxnet", "--calibration-images=-5"],
+     "at least one, got -5 images"),
+    (["--model", "resnest_tiny", "--weights", "{weights}", "--out", "{tmp}/x", "--target", "onnx",
+      "--precision", "int8", "--calibration", "{tmp}", "--float-layers", "0,99"],
+     "there is no layer 99 to keep in float32"),
 ])
 def test_export_refuses_in_one_sentence(deploy, tmp_path, capsys, words, message):
     places = {"tmp": tmp_path, "weights": deploy.parent / "w.params"}

@@ -30,6 +30,7 @@ noise and smooth pictures of two sizes and on the images of --calibration; below
 """
 import argparse
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -93,7 +94,12 @@ def plan_of(flags):
         if given:
             raise UserError(f"--{given[0]} belongs to a deploy graph; add --target mxnet or onnx")
         return None
+    from gluon_resnest.interop.deploy import calibration
     from gluon_resnest.interop.deploy.export import Plan
+    calibration.check_counts(flags.calibration_images, flags.judging_images)
+    if flags.judging and not flags.calibration:
+        raise UserError("--judging takes the place of some images of --calibration; add "
+                        "--calibration, or leave it out")
     try:
         layers = tuple(int(number) for number in flags.float_layers.split(",") if number)
     except ValueError as error:
@@ -107,12 +113,12 @@ def deploy(net, card, plan, flags):
     """Writes a deploy graph and prints what was measured."""
     from gluon_resnest.interop.deploy import calibration
     from gluon_resnest.interop.deploy.export import export_deployment, files_of
-    images = None
+    read_images = None
     if flags.calibration:
-        images = calibration.read_images(
-            flags.calibration, card, judging_source=flags.judging,
+        read_images = functools.partial(
+            calibration.read_images, flags.calibration, card, judging_source=flags.judging,
             calibration=flags.calibration_images, judging=flags.judging_images)
-    measured = export_deployment(net, flags.out, card, plan, images)
+    measured = export_deployment(net, flags.out, card, plan, read_images)
     for file in files_of(flags.out, plan.target):
         print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
     print(f"{card.model}, {plan.precision} for {plan.target}; {measured}")

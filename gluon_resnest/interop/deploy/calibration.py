@@ -7,7 +7,7 @@ import numpy as np
 
 from gluon_resnest.data.classification import FolderDataset, RecordDataset
 from gluon_resnest.data.transforms import eval_transform
-from gluon_resnest.errors import UserError
+from gluon_resnest.errors import UserError, check_count
 
 BATCH = 16
 
@@ -25,6 +25,14 @@ class Images:
     judging: Tuple
 
 
+def check_counts(calibration, judging):
+    """Raises a UserError unless so many images can be asked for, see `read_images`."""
+    check_count("the number of judging images", judging)
+    if calibration < BATCH:
+        raise UserError(f"calibration goes by batches of {BATCH} images and needs at least one, "
+                        f"got {calibration!r} images; give {BATCH} or more")
+
+
 def read_images(source, card, *, judging_source=None, calibration=128, judging=512, seed=0):
     """Reads images at random, prepared as the card says.
 
@@ -33,13 +41,14 @@ def read_images(source, card, *, judging_source=None, calibration=128, judging=5
       card: `deployed.Card`.
       judging_source: the same of other images, such as a test set; None takes them from `source`
         as well, never an image twice.
-      calibration, judging: numbers of images; fewer where there are fewer, `calibration` at most
-        half of a source that serves both, and in full batches.
+      calibration, judging: numbers of images, at least BATCH and 1; fewer where there are fewer,
+        `calibration` at most half of a source that serves both, and in full batches.
       seed: of the choice.
 
     Raises:
       UserError: if there are too few images, or they cannot be read.
     """
+    check_counts(calibration, judging)
     dataset = _open(source, card)
     order = np.random.RandomState(seed).permutation(len(dataset))
     share = len(order) if judging_source else len(order) // 2

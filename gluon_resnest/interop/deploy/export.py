@@ -23,6 +23,9 @@ from gluon_resnest.interop.deploy.rewriting import deploy_graph
 from gluon_resnest.interop.export import fresh_inputs, run, settle, trace
 from gluon_resnest.provenance import commit, sha256
 
+# Operators whose arithmetic becomes int8.
+_LAYERS = ("Convolution", "Deconvolution", "FullyConnected")
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -53,7 +56,7 @@ class Plan:
             raise UserError(f"the least agreement must be from 0 to 1, got {self.min_agreement!r}")
 
 
-def export_deployment(net, prefix, card, plan, images=None):
+def export_deployment(net, prefix, card, plan, read_images=None):
     """Writes a network for deployment, and replaces whatever was exported under these names.
 
     Args:
@@ -61,7 +64,8 @@ def export_deployment(net, prefix, card, plan, images=None):
       prefix: path that the file names begin with; its folder is made.
       card: what the net wants and means, see `interop.export`.
       plan: `Plan`.
-      images: `calibration.Images`; needed below float32.
+      read_images: function that returns `calibration.Images`, called when all else is known to
+        fit; needed below float32.
 
     Returns:
       What was measured: a text.
@@ -75,13 +79,17 @@ def export_deployment(net, prefix, card, plan, images=None):
     if len(card.output_shapes) != 1:
         raise UserError(f"{card.model} is a detector, which has no deploy graph; export it without "
                         "--target")
-    _check_plan(card, plan, images)
+    _check_plan(card, plan, read_images)
     mx.nd.waitall()     # running statistics may still be on their way
     graph, arrays = deploy_graph(*trace(net))
+    if plan.precision == "int8":
+        lowering.chosen([node.name for node in graph.nodes if node.op in _LAYERS],
+                        plan.float_layers)
     prefix = Path(prefix)
     if not prefix.name:
         raise UserError(f"the prefix {str(prefix)!r} names no files; give a path such as "
                         "deploy/r50, with which their names begin")
+    images = read_images() if read_images else None
     write = _write_onnx if plan.target == "onnx" else _write_mxnet
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -106,17 +114,21 @@ def files_of(prefix, target):
     return [Path(f"{prefix}{ending}") for ending in endings]
 
 
-def _check_plan(card, plan, images):
+def _check_plan(card, plan, read_images):
+    classifier = isinstance(card, deployed.Card)
     if plan.precision == "fp32":
+        if read_images and not classifier:
+            raise UserError(f"labelled images judge a classifier, but {card.model} is a "
+                            f"{card.word}; leave --calibration out")
         return
-    if not isinstance(card, deployed.Card):
+    if not classifier:
         raise UserError(f"{plan.precision} is judged by the classes of images, but {card.model} is "
                         "no classifier; export it as fp32")
     if plan.target == "onnx" and plan.precision == "bf16":
         raise UserError("onnxruntime has no bf16 convolutions on a CPU; export fp32 or int8, or "
                         "--target mxnet")
     lowering.needs(plan.precision)
-    if images is None:
+    if read_images is None:
         raise UserError(f"{plan.precision} needs images to calibrate with and to be judged on; "
                         "give --calibration RECORDS.rec or a folder")
 
@@ -154,7 +166,7 @@ def _write_onnx(aside, graph, arrays, card, plan, images):
         plain = file.with_suffix(".fp32")
         file.replace(plain)
         onnx_engine.quantize(plain, file, [batch for batch, _ in images.calibration],
-                             mode=plan.mode, float_nodes=[layers[i] for i in plan.float_layers])
+                             mode=plan.mode, float_nodes=lowering.chosen(layers, plan.float_layers))
         plain.unlink()
     return card, Record("onnx", plan.precision, sha256=sha256(file)), (".onnx",)
 

@@ -52,7 +52,7 @@ def lowered(symbol, args, auxiliary, precision, ranges=None, float_layers=()):
       ranges, float_layers: for int8, see `record.Record`.
 
     Raises:
-      UserError: if this machine cannot run it, or the ranges belong to another graph.
+      UserError: if this machine cannot run it, or the ranges or layers belong to another graph.
       RuntimeError: as `fused`.
     """
     needs(precision)
@@ -70,6 +70,20 @@ def lowered(symbol, args, auxiliary, precision, ranges=None, float_layers=()):
     quantized = quantization._calibrate_quantized_sym(quantized, ranges)
     args = quantization._quantize_params(quantized, args, ranges)
     return quantized.get_backend_symbol(_INT8_BACKEND), args
+
+
+def chosen(layers, numbers):
+    """Returns the layers of these numbers: 0 is the first, -1 the last.
+
+    Raises:
+      UserError: if there is no layer of a number.
+    """
+    count = len(layers)
+    wrong = [number for number in numbers if not -count <= number < count]
+    if wrong:
+        raise UserError(f"there is no layer {wrong[0]} to keep in float32: the network has {count} "
+                        f"convolutions and dense layers; give numbers from {-count} to {count - 1}")
+    return [layers[number] for number in numbers]
 
 
 def calibrate(symbol, args, auxiliary, batches, mode="naive", float_layers=()):
@@ -102,11 +116,11 @@ def calibrate(symbol, args, auxiliary, batches, mode="naive", float_layers=()):
 def _quantized(symbol, args, float_layers):
     """Returns (quantized symbol, names of the layers whose ranges it needs)."""
     layers = [name for name, op in _operators(symbol) if op in _FUSED.values()]
-    kept = [layers[number] for number in float_layers if -len(layers) <= number < len(layers)]
     # The public functions that wrap this one either calibrate at once or hide the ranges.
     return quantization._quantize_symbol(
-        symbol, mx.cpu(), excluded_symbols=kept, offline_params=list(args), quantized_dtype="auto",
-        quantize_mode="smart", quantize_granularity="channel-wise")
+        symbol, mx.cpu(), excluded_symbols=chosen(layers, float_layers),
+        offline_params=list(args), quantized_dtype="auto", quantize_mode="smart",
+        quantize_granularity="channel-wise")
 
 
 def _operators(symbol):
