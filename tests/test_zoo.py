@@ -1,4 +1,5 @@
 """The table: what it declares is measured; names, options and mistakes."""
+import inspect
 import json
 
 import numpy as np
@@ -141,7 +142,8 @@ def test_gluoncv_answers_for_its_own_names():
     assert net(nd.zeros((1, 3, 32, 32))).shape == (1, 10)
 
 
-@pytest.mark.parametrize("options", [{"features_only": True}, {"in_channels": 1}])
+@pytest.mark.parametrize("options", [{"features_only": True}, {"in_channels": 1},
+                                     {"deform_stages": (4,)}])
 def test_options_gluoncvs_networks_do_not_take_are_refused(options):
     pytest.importorskip("gluoncv")
     with pytest.raises(UserError, match=f"'cifar_resnet20_v1' is .*GluonCV.*{list(options)[0]}"):
@@ -183,9 +185,71 @@ def test_a_file_that_gluoncv_cannot_fetch_is_one_sentence(monkeypatch):
         get_model("alexnet")
 
 
-def test_contradicting_strides_are_refused():
+@pytest.mark.parametrize("name", ["resnest_tiny", "deeplab_resnest_tiny_ade"])
+def test_contradicting_strides_are_refused(name):
     with pytest.raises(UserError, match="dilated=True means output_stride=8, got output_stride=16"):
-        get_model("resnest_tiny", dilated=True, output_stride=16)
+        get_model(name, dilated=True, output_stride=16)
+
+
+KINDS = {"classifier": "resnest_tiny", "segmentation network": "deeplab_resnest_tiny_ade",
+         "pose network": "simple_pose_resnest_tiny", "detector": "mask_rcnn_fpn_resnest_tiny_coco",
+         "panoptic network": "panoptic_fpn_resnest_tiny_coco"}
+GIVEN = {"classes": 7, "norm_layer": "frozen", "norm_kwargs": {"momentum": 0.5}, "dilated": True,
+         "last_gamma": True, "in_channels": 4, "output_stride": 16, "dropblock": 0.25,
+         "final_drop": 0.25, "features_only": True, "out_indices": (3,), "aux": False,
+         "deform_stages": (4,)}
+
+
+def anatomy(block):
+    """Describes a network: settings and parameters of every block inside, names left out."""
+    settings = {key: str(value) for key, value in vars(block).items()
+                if isinstance(value, (bool, int, float, tuple, dict)) and key != "_children"
+                and not key.startswith(("_reg_", "_forward", "_cached"))}
+    params = [(param.shape, param.grad_req, json.dumps(
+        param.init, default=lambda each: each.dumps())) for param in block._reg_params.values()]
+    return type(block).__name__, settings, params, [
+        anatomy(child) for child in block._children.values()]
+
+
+@pytest.mark.parametrize("option", GIVEN)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_changes_the_network_or_is_refused(kind, option):
+    given = {option: GIVEN[option]}
+    if (kind, option) == ("panoptic network", "classes"):
+        given = {"classes": (7, 2)}
+    if (kind, option) == ("classifier", "out_indices"):
+        given["features_only"] = True
+    if (kind, option) == ("segmentation network", "dilated"):
+        assert anatomy(get_model(KINDS[kind], **given)) == anatomy(get_model(KINDS[kind]))
+    elif option in zoo.OPTIONS[kind]:
+        assert anatomy(get_model(KINDS[kind], **given)) != anatomy(get_model(KINDS[kind]))
+    else:
+        with pytest.raises(UserError, match=f"is a {kind}, which has no {option}; leave"):
+            get_model(KINDS[kind], **given)
+
+
+def test_anatomies_of_equal_networks_are_equal():
+    for name in KINDS.values():
+        assert anatomy(get_model(name)) == anatomy(get_model(name))
+
+
+def test_the_table_of_options_knows_those_of_get_model_and_no_others():
+    own = {"name", "pretrained", "root", "ctx"}
+    assert {option for options in zoo.OPTIONS.values() for option in options} == set(GIVEN)
+    assert set(GIVEN) == set(inspect.signature(get_model).parameters) - own
+    assert set(zoo.OPTIONS) == {*KINDS, "network of GluonCV's"}
+
+
+def test_maps_without_features_only_are_refused():
+    with pytest.raises(UserError, match="maps of features_only=True, got .3,. without it"):
+        get_model("resnest_tiny", out_indices=(3,))
+
+
+def test_a_detector_takes_names_of_classes_as_its_page_says():
+    assert get_model(KINDS["detector"], classes=("cat", "dog")).classes == ("cat", "dog")
+    for classes in ((), "cat", ("cat", 1), 0):
+        with pytest.raises(UserError, match="classes must be a whole number"):
+            get_model(KINDS["detector"], classes=classes)
 
 
 @pytest.mark.parametrize("output_stride", [0, 4, 12])

@@ -27,6 +27,19 @@ _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "
 
 POSE = "simple_pose_"       # before the name of a backbone: the pose network on it
 
+_NORMS = ("norm_layer", "norm_kwargs")
+# What a name stands for -> the options of `get_model` that such a network takes; all others are
+# refused. `pretrained`, `root` and `ctx` are for all.
+OPTIONS = {
+    "classifier": (*_NORMS, "classes", "dilated", "last_gamma", "in_channels", "output_stride",
+                   "dropblock", "final_drop", "features_only", "out_indices", "deform_stages"),
+    "segmentation network": (*_NORMS, "classes", "dilated", "output_stride", "dropblock", "aux"),
+    "pose network": (*_NORMS, "dropblock"),
+    "detector": (*_NORMS, "classes", "dropblock"),
+    "panoptic network": (*_NORMS, "classes", "dropblock"),
+    "network of GluonCV's": (*_NORMS, "classes", "dilated", "last_gamma", "aux"),
+}
+
 
 def list_models(pattern="*"):
     """Returns the names in the table that match a shell pattern such as "*fast*", in its order."""
@@ -49,94 +62,102 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
       root: folder of weight files; None is that of `interop.store`.
       ctx: where pretrained parameters go; None is the CPU.
       classes: length of the logits; the default means 1000, or as many as the data set has. For a
-        panoptic network (things, stuff), each a number or names.
+        detector also names; for a panoptic network (things, stuff), each a number or names.
       norm_layer, norm_kwargs: see `models.norm.norm_layer`.
       dilated: GluonCV's word for `output_stride=8`.
       last_gamma: start each residual branch at zero.
       in_channels: channels of the image.
       output_stride: 8, 16 or 32 (the default; 8 for segmentation).
-      dropblock, final_drop: probabilities; None takes the variant's.
+      dropblock, final_drop: probabilities; None takes the variant's, for a classifier, and no
+        DropBlock in the backbone of another network.
       features_only: return a `FeatureExtractor` of `out_indices` without a classifier.
       out_indices: which of the four feature maps.
       aux: whether a segmentation network has its auxiliary head.
-      deform_stages: see `models.resnest.Architecture`.
+      deform_stages: see `models.resnest.Architecture`; a detector's name says it by _dcn.
 
     Raises:
-      UserError: if the name is unknown or an argument does not fit.
+      UserError: if the name is unknown or an argument does not fit; see `OPTIONS`.
     """
     name = name.lower()
-    if panoptic.detector_name(name):
-        _refuse_given(f"{name!r} is a panoptic network, which has no", dict(
-            dilated=dilated, last_gamma=last_gamma, in_channels=in_channels,
-            output_stride=output_stride, dropblock=dropblock, final_drop=final_drop,
-            features_only=features_only, out_indices=out_indices))
-        things, stuff = _things_and_stuff(classes)
-        net = panoptic.panoptic(name, get_model, classes=things, stuff=stuff,
-                                norms=norm_layer or "batch", norm_kwargs=norm_kwargs)
-        if pretrained:
-            _load(net, name, pretrained, root, ctx)
-        return net
-    check_count("classes", classes)
+    options = dict(
+        classes=classes, norm_layer=norm_layer, norm_kwargs=norm_kwargs, dilated=dilated,
+        last_gamma=last_gamma, in_channels=in_channels, output_stride=output_stride,
+        dropblock=dropblock, final_drop=final_drop, features_only=features_only,
+        out_indices=tuple(out_indices), aux=aux, deform_stages=tuple(deform_stages))
+    kind = _kind(name)
+    if kind not in ("detector", "panoptic network"):    # which may have names
+        check_count("classes", classes)
     check_count("in_channels", in_channels)
-    spelled = parse_name(name)
-    if spelled and is_named(spelled.backbone):
-        _refuse_given(f"{name!r} is a segmentation network, which has no", dict(
-            last_gamma=last_gamma, in_channels=in_channels, final_drop=final_drop,
-            features_only=features_only, out_indices=out_indices))
-        net = segmentation_model(
-            name, spelled.classes or classes if classes == 1000 else classes, aux=aux,
-            output_stride=output_stride or 8, norm_layer=norm_layer, norm_kwargs=norm_kwargs,
-            dropblock=dropblock or 0.0)
-        if pretrained:
-            _load(net, name, pretrained, root, ctx)
-        return net
-    if name.startswith(POSE) and is_named(name[len(POSE):]):
-        _refuse_given(f"{name!r} is a pose network, which has no", dict(
-            classes=classes, dilated=dilated, last_gamma=last_gamma, in_channels=in_channels,
-            output_stride=output_stride, final_drop=final_drop, features_only=features_only,
-            out_indices=out_indices))
-        net = pose_model(name[len(POSE):], norm_layer=norm_layer, norm_kwargs=norm_kwargs,
-                         dropblock=dropblock or 0.0)
-        if pretrained:
-            _load(net, name, pretrained, root, ctx)
-        return net
-    detected = detection.parse(name)
-    if detected and is_named(detected.backbone):
-        _refuse_given(f"{name!r} is a detector, which has no", dict(
-            dilated=dilated, last_gamma=last_gamma, in_channels=in_channels,
-            output_stride=output_stride, final_drop=final_drop, features_only=features_only,
-            out_indices=out_indices))
-        net = detection.detector(
-            name, get_model, norms=norm_layer or "batch", norm_kwargs=norm_kwargs,
-            classes=None if classes == 1000 else classes)
-        if pretrained:
-            _load(net, name, pretrained, root, ctx)
-        return net
-    if not is_named(name):
-        return _from_gluoncv(
-            name, theirs=dict(pretrained=pretrained, root=root, ctx=ctx, classes=classes,
-                              norm_layer=norm_layer, norm_kwargs=norm_kwargs, dilated=dilated,
-                              last_gamma=last_gamma, aux=aux),
-            ours=dict(in_channels=in_channels, output_stride=output_stride, dropblock=dropblock,
-                      final_drop=final_drop, features_only=features_only, out_indices=out_indices))
+    if kind == "network of GluonCV's":
+        return _from_gluoncv(name, dict(pretrained=pretrained, root=root, ctx=ctx, **options))
+    _refuse_given(f"{name!r} is a {kind}, which has no", kind, options)
     if dilated and output_stride not in (None, 8):
         raise UserError(f"dilated=True means output_stride=8, got output_stride={output_stride!r}; "
                         "give one of the two")
-    entry = variant(name)
-    build, prefix = _NETWORKS[type(entry.arch)]
-    arch = entry.arch
-    if deform_stages:
-        if not isinstance(arch, Architecture):
-            raise UserError(f"deform_stages is for the ResNeSt family, got {name!r}")
-        arch = replace(arch, deform_stages=tuple(deform_stages))
-    net = build(arch, classes=classes, in_channels=in_channels,
-                output_stride=8 if dilated else 32 if output_stride is None else output_stride,
-                norm=norm_constructor(norm_layer, norm_kwargs), zero_last_gamma=last_gamma,
-                dropblock=dropblock, final_drop=final_drop,
-                prefix="resnetv1f_" if "_fast_" in name else prefix)
+    output_stride = 8 if dilated else output_stride
+    norms = dict(norm_layer=norm_layer, norm_kwargs=norm_kwargs)
+    if kind == "segmentation network":
+        own = parse_name(name).classes or classes if classes == 1000 else classes
+        net = segmentation_model(name, own, aux=aux, dropblock=dropblock or 0.0, **norms,
+                                 output_stride=8 if output_stride is None else output_stride)
+    elif kind == "pose network":
+        net = pose_model(name[len(POSE):], dropblock=dropblock or 0.0, **norms)
+    elif kind == "detector":
+        net = detection.detector(
+            name, get_model, classes=_objects(classes), norms=norm_layer or "batch",
+            norm_kwargs=norm_kwargs, dropblock=dropblock or 0.0)
+    elif kind == "panoptic network":
+        things, stuff = _things_and_stuff(classes)
+        net = panoptic.panoptic(
+            name, get_model, classes=things, stuff=stuff, norms=norm_layer or "batch",
+            norm_kwargs=norm_kwargs, dropblock=dropblock or 0.0)
+    else:
+        if not features_only and "out_indices" in _given(options):
+            raise UserError(f"out_indices are the maps of features_only=True, got {out_indices!r} "
+                            "without it; give both or neither")
+        net = _classifier(
+            name, classes=classes, in_channels=in_channels, deform_stages=tuple(deform_stages),
+            output_stride=32 if output_stride is None else output_stride,
+            norm=norm_constructor(norm_layer, norm_kwargs), zero_last_gamma=last_gamma,
+            dropblock=dropblock, final_drop=final_drop)
     if pretrained:
         _load(net, name, pretrained, root, ctx)
     return FeatureExtractor(net, out_indices) if features_only else net
+
+
+def _kind(name):
+    """Returns the key of `OPTIONS` that a name in lower case stands for; GluonCV has the rest."""
+    segmenter, detector = parse_name(name), detection.parse(name)
+    if panoptic.detector_name(name):
+        return "panoptic network"
+    if segmenter and is_named(segmenter.backbone):
+        return "segmentation network"
+    if name.startswith(POSE) and is_named(name[len(POSE):]):
+        return "pose network"
+    if detector and is_named(detector.backbone):
+        return "detector"
+    return "classifier" if is_named(name) else "network of GluonCV's"
+
+
+def _classifier(name, *, deform_stages, **options):
+    """Builds a network of the table; `options` as in `models.resnest.ResNeSt`."""
+    arch = variant(name).arch
+    build, prefix = _NETWORKS[type(arch)]
+    if deform_stages:
+        if not isinstance(arch, Architecture):
+            raise UserError(f"deform_stages is for the ResNeSt family, got {name!r}")
+        arch = replace(arch, deform_stages=deform_stages)
+    return build(arch, prefix="resnetv1f_" if "_fast_" in name else prefix, **options)
+
+
+def _objects(classes):
+    """Returns what `get_model`'s `classes` mean for a detector; None for those of its data set."""
+    if classes == 1000:
+        return None
+    if not (isinstance(classes, (tuple, list)) and classes
+            and all(isinstance(name, str) for name in classes)):
+        check_count("classes", classes)
+    return classes
 
 
 def _things_and_stuff(classes):
@@ -250,12 +271,12 @@ def _published(name):
     return weights.sha1 if weights else ()
 
 
-def _from_gluoncv(name, *, theirs, ours):
+def _from_gluoncv(name, options):
     """Asks GluonCV's zoo; an absent GluonCV has no names.
 
     Args:
-      theirs: arguments of `get_model` that GluonCV knows; those at their defaults are left to it.
-      ours: arguments that only our networks know.
+      name: in lower case.
+      options: of `get_model`; those at their defaults are left to GluonCV.
     """
     try:
         from gluoncv import model_zoo
@@ -263,19 +284,21 @@ def _from_gluoncv(name, *, theirs, ours):
         return variant(name)  # raises: the name is not ours either
     if name not in model_zoo.get_model_list():
         return variant(name)
-    _refuse_given(f"{name!r} is a network of GluonCV's, which knows no", ours)
+    _refuse_given(f"{name!r} is a network of GluonCV's, which knows no", "network of GluonCV's",
+                  options)
     try:
-        return model_zoo.get_model(name, **_given(theirs))
+        return model_zoo.get_model(name, **_given(options))
     except OSError as error:
         raise UserError(f"GluonCV's {name!r} needs a file that GluonCV cannot fetch "
                         f"({type(error).__name__}); put it into GluonCV's folder of weights"
                         ) from error
 
 
-def _refuse_given(sentence, options):
-    """Raises a UserError for the first of `get_model`'s options that is not at its default."""
+def _refuse_given(sentence, kind, options):
+    """Raises a UserError for the first option given that is not among `OPTIONS` of the kind."""
     for key in _given(options):
-        raise UserError(f"{sentence} {key}; leave {key} out, or take one of list_models()")
+        if key not in (*OPTIONS[kind], "pretrained", "root", "ctx"):
+            raise UserError(f"{sentence} {key}; leave {key} out, or take one of list_models()")
 
 
 def _given(options):
