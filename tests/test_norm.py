@@ -7,7 +7,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
-from gluon_resnest.models.norm import few_values, norm_layer
+from gluon_resnest.models.norm import STAGES, few_values, freeze_stages, norm_layer
 from gluon_resnest.zoo import get_model
 
 
@@ -49,6 +49,24 @@ def test_frozen_layers_keep_the_names_of_batch_norm():
         frozen = norm_layer("frozen")(in_channels=1, prefix="bn_")
     assert list(frozen.collect_params()) == [
         "bn_gamma", "bn_beta", "bn_running_mean", "bn_running_var"]
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_as_many_stages_as_said_are_frozen(count):
+    net = get_model("resnest_tiny", classes=3)
+    freeze_stages(net, count)
+    frozen = {part for parts in STAGES[:count] for part in parts}
+    for name, param in net._collect_params_with_prefix().items():
+        if "running" not in name:
+            assert (param.grad_req == "null") is (name.split(".")[0] in frozen), name
+
+
+@pytest.mark.parametrize("count", [-1, 6, 1.0, None, True])
+def test_other_counts_of_frozen_stages_are_refused(count):
+    net = get_model("resnest_tiny", classes=3)
+    with pytest.raises(UserError, match=f"0 to 5 frozen stages .the stem is .*, got {count!r}"):
+        freeze_stages(net, count)
+    assert net.fc.weight.grad_req == net.conv1[0].weight.grad_req == "write"
 
 
 def test_unknown_policy_names_the_nearest():

@@ -10,7 +10,7 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.models.deform import DeformableConv2D, set_deformable_form
 from gluon_resnest.models.detection import boxes as box
 from gluon_resnest.models.detection.build import (
-    COCO_CLASSES, FAMILIES, NAMES, Norms, detector, freeze_stages, parse, rcnn)
+    COCO_CLASSES, FAMILIES, NAMES, Norms, detector, parse, rcnn)
 from gluon_resnest.models.detection.conventions import DETECTRON2, MMDETECTION, conventions
 from gluon_resnest.models.detection.targets import Objects
 from gluon_resnest.models.resnest import initialize
@@ -299,8 +299,11 @@ def test_frozen_stages_keep_statistics_and_weights():
                if (params[name].data().asnumpy() != before[name]).any()}
     assert changed and not changed & frozen
     assert all("running" in name for name in changed)
-    with pytest.raises(UserError, match="0 to 5 frozen stages"):
-        freeze_stages(net.features.backbone, 6)
+
+
+def test_more_stages_than_there_are_are_refused():
+    with pytest.raises(UserError, match="0 to 5 frozen stages .*, got 6"):
+        small("faster_rcnn", frozen_stages=6)
 
 
 def count(net):

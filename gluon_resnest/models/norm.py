@@ -60,11 +60,18 @@ STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
 
 def freeze_stages(backbone, count):
-    """Freezes the first `count` stages of a backbone, 0 ... 5; see `freeze`.
+    """Freezes the first `count` stages of a backbone, the stem being the first; see `freeze`.
 
     Args:
       backbone: Block with the children of STAGES.
+      count: 0, which freezes nothing, to 5.
+
+    Raises:
+      UserError: if there are not so many stages.
     """
+    if type(count) is not int or not 0 <= count <= len(STAGES):
+        raise UserError(f"expected 0 to {len(STAGES)} frozen stages (the stem is the first), got "
+                        f"{count!r}")
     for names in STAGES[:count]:
         for name in names:
             freeze(getattr(backbone, name))

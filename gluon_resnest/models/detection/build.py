@@ -10,7 +10,7 @@ from gluon_resnest.models.detection.fpn import FPN, FeaturePyramid
 from gluon_resnest.models.detection.rcnn import BOX_SIZE, RCNN
 from gluon_resnest.models.detection.roi_heads import BoxHead, BoxPredictor, BoxStage, MaskHead
 from gluon_resnest.models.detection.rpn import RPNHead
-from gluon_resnest.models.norm import freeze, norm_layer
+from gluon_resnest.models.norm import freeze_stages, norm_layer
 
 FAMILIES = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 BACKBONES = ("resnest14", "resnest26", "resnest50", "resnest101", "resnest200", "resnest269",
@@ -120,7 +120,8 @@ def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", no
       norm_kwargs: see `norm_layer`; "sync" needs `workers`.
       box_head: a name in `BOX_HEADS`; convolutions are normalised.
       mask_convs: convolutions of the mask head, 4 or, in the paper's largest model, 8.
-      frozen_stages: how many of stem, stage 1, ... learn nothing and keep their statistics.
+      frozen_stages: how many of stem, stage 1, ... learn nothing and keep their statistics; see
+        `norm.freeze_stages`.
       channels: of the pyramid and of the heads' convolutions.
       fc_channels: of the box head's dense layers.
     """
@@ -157,17 +158,6 @@ def norms_of(norms):
         return Norms(norms, norms, norms)
     check_choice("norm of a detector", norms, tuple(NORMS))
     return NORMS[norms]
-
-
-def freeze_stages(backbone, count):
-    """Freezes the stem (1) and as many stages more, see `norm.freeze`; 0 freezes nothing."""
-    if not 0 <= count <= 5:
-        raise UserError(f"expected 0 to 5 frozen stages (the stem is the first), got {count}")
-    parts = [(backbone.conv1, backbone.bn1), (backbone.layer1,), (backbone.layer2,),
-             (backbone.layer3,), (backbone.layer4,)]
-    for part in parts[:count]:
-        for block in part:
-            freeze(block)
 
 
 def _stages(conventions, classes, cascade, head):
