@@ -64,6 +64,12 @@ def check_count(what, value):
         raise UserError(f"{what} must be a whole number from 1 to {(1 << 31) - 1}, got {value!r}")
 
 
+def diverged(network, images="this image"):
+    """Returns the UserError of a network that gives NaN or infinity for `images`."""
+    return UserError(f"the network {network} gives NaN or infinity for {images}; its weights are "
+                     "damaged or its training had diverged")
+
+
 def check_choice(what, value, known):
     """Raises UserError if `value` is not one of the names in `known`; `what` names the setting."""
     if value not in known:

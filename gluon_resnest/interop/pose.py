@@ -12,7 +12,7 @@ from gluon_resnest.data import images as image_files
 from gluon_resnest.data import keypoints
 from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.data.sampling import random_for
-from gluon_resnest.errors import UserError
+from gluon_resnest.errors import UserError, diverged
 from gluon_resnest.interop import cards, deployed
 from gluon_resnest.interop.card_values import number, triple, whole
 from gluon_resnest.interop.trained import with_weights
@@ -160,8 +160,7 @@ class PosePredictor:
         crops = np.stack([self._crop(image, box, blank, still)[0] for box in boxes])
         found = predict_joints(self._forward, crops, list(self.card.partners), self.card.flip)
         if not np.isfinite(found).all():
-            raise UserError(f"the network {self.card.model} gives NaN or infinity for this image; "
-                            "its weights are damaged or its training had diverged")
+            raise diverged(self.card.model)
         return np.stack([move(joints, inverse(self._crop.matrix(box)))
                          for joints, box in zip(found, boxes)])
 

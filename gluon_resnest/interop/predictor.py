@@ -9,7 +9,7 @@ from mxnet import autograd
 
 from gluon_resnest.data import images as image_files
 from gluon_resnest.data.transforms import eval_transform
-from gluon_resnest.errors import UserError
+from gluon_resnest.errors import UserError, diverged
 from gluon_resnest.interop import deployed
 
 
@@ -86,8 +86,7 @@ class Predictor:
         """Returns the class probabilities (N, K) of a list of uint8 RGB images (H, W, 3)."""
         logits = self._forward(np.stack([self._prepare(image) for image in images]))
         if not np.isfinite(logits).all():
-            raise UserError(f"the network {self.card.model} gives NaN or infinity for these "
-                            "images; its weights are damaged or its training had diverged")
+            raise diverged(self.card.model, "these images")
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 

@@ -148,7 +148,8 @@ class SegmentationPredictor(TaskPredictor):
         self._map = color.normalization(card.mean, card.std)
         self._whole = WholeImage(
             net, window_px=card.crop_px, base_px=card.base_px, scales=card.scales, flip=card.flip,
-            rule=card.rule, padding=tuple(self._map[:, 3]), ctx=ctx or mx.cpu())
+            rule=card.rule, padding=tuple(self._map[:, 3]), ctx=ctx or mx.cpu(),
+            name=card.model)
 
     def labels(self, image):
         """Returns the class of each pixel, int32 (H, W), of a uint8 RGB image (H, W, 3)."""

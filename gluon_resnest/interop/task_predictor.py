@@ -8,7 +8,7 @@ from mxnet import autograd
 from gluon_resnest.data import images as image_files
 from gluon_resnest.data.detection import stack
 from gluon_resnest.data.detection_transforms import EvalTransform, moved
-from gluon_resnest.errors import UserError
+from gluon_resnest.errors import UserError, diverged
 from gluon_resnest.interop import cards, deployed
 
 
@@ -102,6 +102,5 @@ class BoxPredictor(TaskPredictor):
         with autograd.pause(train_mode=False):
             outputs = self._net(mx.nd.array(images, ctx=self._ctx))
         if not all(np.isfinite(output.asnumpy()).all() for output in outputs):
-            raise UserError(f"the network {self.card.model} gives NaN or infinity for this image; "
-                            "its weights are damaged or its training had diverged")
+            raise diverged(self.card.model)
         return outputs, sizes, [original]

@@ -83,7 +83,7 @@ class Segmentation:
         self._whole = WholeImage(
             logits, window_px=recipe.crop_px, base_px=recipe.base_px, scales=recipe.scales,
             flip=recipe.eval_flip, rule=recipe.eval_rule, padding=_BLACK, batch=run.eval_batch,
-            ctx=self._context)
+            ctx=self._context, name=recipe.network)
         self.params = self.net.collect_params()
         heads = {name for head in self.net.heads() for name in head.collect_params()}
         set_multipliers(
