@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from gluon_resnest.errors import UserError, nearest
 
-# Where the published files were put; {file} is `{name}-{hash8}`. Both were reported dead in 2024.
+# Where the published files were put; {file} is `{name}-{hash8}`. The first was reported dead in
+# February 2024 (dmlc/gluon-cv#1778), links of the authors before (zhanghang1989/ResNeSt#153, #183).
 MIRRORS = (
     "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/models/{file}.zip",
     "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step2/{file}.zip",

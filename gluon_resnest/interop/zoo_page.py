@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gluon_resnest import zoo
 from gluon_resnest.errors import MissingExtra, UserError
-from gluon_resnest.interop import published
+from gluon_resnest.interop import published, store
 from gluon_resnest.interop.analysis import analyze
 from gluon_resnest.models.resnest import Architecture
 
@@ -26,6 +26,35 @@ the ImageNet validation set, named with its source; none was measured by this pr
 
 Published accuracies; MACs and parameters as printed, and as measured by us where nothing is printed
 (ResNeSt at crops other than 224)."""
+
+_EXAMPLE = f"resnest50-{zoo.VARIANTS['resnest50'].weights.sha1[0][:8]}"
+
+GETTING_WEIGHTS = f"""## Getting weights
+
+`get_model(NAME, pretrained=True)`, `--weights published` and a name after `--backbone-weights` take
+the published file of a network from a folder, and download it there if it is missing. **Do not
+count on the download**: GluonCV's server was reported dead in February 2024 (dmlc/gluon-cv#1778),
+links of the authors earlier (zhanghang1989/ResNeSt#153, #183). Neither server was tried here. What
+is not to be had is one sentence with all that was tried.
+
+| | |
+| --- | --- |
+| folder | `$MXNET_HOME/models`, or `~/.mxnet/models` where `MXNET_HOME` is not set; GluonCV's, too |
+| file | `NAME-HASH8.params`, as `{_EXAMPLE}.params`: the first 8 digits of the SHA-1 below |
+| check | the SHA-1 of the content is the published one; **another file of that name is deleted** |
+| mirror | `{store.MIRROR_VARIABLE}=FOLDER` or a URL: there `NAME-HASH8.params`, else `.zip`, is looked for first |
+
+A file of PyTorch or timm is converted, and then given by its path; it needs no torch. It does not
+belong in that folder, because its SHA-1 is another one:
+
+```
+python tools/convert_weights.py resnest50-528c19ca.pth resnest50.params
+python recipes/imagenet.py --model resnest50 --eval-only --weights resnest50.params --rec-val val.rec
+```
+
+In Python, `gluon_resnest.zoo.load_weights(net, "resnest50", "resnest50.params")` loads a path or a
+URL; names and shapes must all fit. Other layouts: [migration](migration.md#weight-files), detectors
+[there](detection.md#weights-of-other-systems)."""
 
 # Where a count or a definition is not the one in print, and why.
 DEVIATIONS = (
@@ -66,6 +95,7 @@ def render_page():
     """Returns the text of the page."""
     return "\n\n".join([
         INTRO,
+        GETTING_WEIGHTS,
         "## ResNeSt\n\nThe SHA-1 is that of the newest published parameter file (first 8 digits, "
         "as in its name); the crop and the protocol are those it is evaluated with.",
         _family(),
