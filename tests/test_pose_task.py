@@ -301,7 +301,7 @@ def test_backbones_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="there is no weight file"):
         make_task(backbone_weights=str(tmp_path / "absent.params"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no whole checkpoint yet"):
+    with pytest.raises(UserError, match="is no run directory"):
         make_task(backbone_weights=str(tmp_path / "empty"))
 
 

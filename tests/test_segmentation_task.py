@@ -16,10 +16,14 @@ from mxnet.gluon import nn
 from PIL import Image
 
 from gluon_resnest import cli
-from gluon_resnest.config import SegmentationRecipe
+from gluon_resnest.config import ClassificationRecipe, SegmentationRecipe
+from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.engine.comm import connect
+from gluon_resnest.engine.optim import optimizer
+from gluon_resnest.engine.update import Update
 from gluon_resnest.interop.weights import save_parameters
 from gluon_resnest.losses import PixelCrossEntropy
+from gluon_resnest.models.resnest import initialize as initialize_classifier
 from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.tasks.segmentation import CONFUSION, Segmentation
 from gluon_resnest.zoo import get_model
@@ -103,6 +107,21 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(folder):
     return observe(folder, connect({}))
+
+
+def test_the_backbone_starts_from_a_classification_run(folder, tmp_path):
+    trained = get_model("resnest_tiny", classes=2)
+    initialize_classifier(trained)
+    recipe = ClassificationRecipe(network="resnest_tiny", source="test", classes=2)
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": recipe.to_json()}))
+    trainer = connect({}).trainer(trained.collect_params(), optimizer("sgd", wd=0))
+    Checkpoints(tmp_path / "checkpoints").save(trained, Update(trainer, trained), State(step=1))
+    words = ["--root", folder, "--data-workers", 0, "--backbone-weights", tmp_path]
+    task = Segmentation(*cli.parse(RECIPES, Segmentation, list(map(str, words))), connect({}))
+    expected = trained._collect_params_with_prefix()
+    for name, param in task.net.stages()._collect_params_with_prefix().items():
+        assert (param.data() == expected[name].data()).min() == 1, name
+    task.close()
 
 
 # Any number of workers ----------------------------------------------------------------------------

@@ -92,6 +92,23 @@ def test_radix_zero_in_the_fast_family_is_resnet_d(tmp_path):
                                atol=1e-5 * abs(expected).max())
 
 
+@pytest.mark.parametrize("name, backbone", [
+    ("faster_rcnn_fpn_resnet50_coco", "resnet50_msra"), ("deeplab_resnet50_ade", "resnet50_v1s"),
+    ("Mask_RCNN_fpn_resnest50_dcn_lvis", "resnest50"), ("simple_pose_resnet50", "resnet50"),
+    ("panoptic_cascade_fpn_resnet101_coco", "resnet101_msra"), ("resnet50", "resnet50")])
+def test_the_backbone_of_a_name_is_the_variant_that_is_built(name, backbone):
+    assert zoo.backbone_name(name) == backbone
+
+
+def test_the_same_network_is_more_than_the_same_parameters():
+    assert zoo.is_same_network("resnest50", "resnest50_2s1x64d")
+    assert zoo.is_same_network("resnet50d", "resnest50_fast_0s1x64d")      # another DropBlock
+    for name, other in (("resnet50", "resnet50_msra"), ("resnest50", "resnest50_fast_2s1x64d"),
+                        ("resnest14", "resnest14_2s1x64d")):
+        assert not zoo.is_same_network(name, other)
+        assert parameters(get_model(name)) == parameters(get_model(other))
+
+
 def test_list_models_filters_and_hides_the_test_network():
     fast = list_models("resnest*fast*")
     assert len(fast) == 9 and all("fast" in name for name in fast)

@@ -8,11 +8,8 @@ this model, and evaluation, start and data loading are not in it.
 """
 from gluon_resnest import zoo
 from gluon_resnest.config import (
-    ClassificationRecipe, DetectionRecipe, PanopticRecipe, PoseRecipe, SegmentationRecipe)
+    ClassificationRecipe, DetectionRecipe, PoseRecipe, SegmentationRecipe)
 from gluon_resnest.engine.plan import Cluster, Workload, estimate
-from gluon_resnest.models.detection import build as detection
-from gluon_resnest.models.detection.panoptic import detector_name
-from gluon_resnest.models.segmentation import parse_name
 
 SPEED, FASTER_RCNN_SPEED = 258.0, 27.7 / 8
 
@@ -45,7 +42,7 @@ def gpu_hours(recipe):
             + DECONVOLUTION_GMACS * area / (256 * 192)
     elif isinstance(recipe, DetectionRecipe):
         images = IMAGES[recipe.dataset]
-        gmacs = zoo.variant(backbone(recipe)).gmacs * SPEED / FASTER_RCNN_SPEED
+        gmacs = zoo.variant(zoo.backbone_name(recipe.network)).gmacs * SPEED / FASTER_RCNN_SPEED
     else:
         return None
     if images is None or gmacs is None:
@@ -55,14 +52,3 @@ def gpu_hours(recipe):
     work = Workload(batch=recipe.batch, steps_per_epoch=steps, epochs=1, parameters=1, values=1,
                     activation_bytes=0)      # one device sends nothing, whatever its size
     return estimate(work, Cluster(images_per_second=speed)).hours
-
-
-def backbone(recipe):
-    """Returns the zoo name of the classifier that a recipe's network stands on."""
-    if isinstance(recipe, PanopticRecipe):
-        found = detection.parse(detector_name(recipe.network))
-    elif isinstance(recipe, DetectionRecipe):
-        found = detection.parse(recipe.network)
-    else:
-        found = parse_name(recipe.network)
-    return found.backbone if found else recipe.network

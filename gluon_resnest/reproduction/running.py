@@ -14,9 +14,9 @@ from typing import Optional
 from gluon_resnest.engine.checkpoint import MODEL, Checkpoints
 from gluon_resnest.engine.report import RESULT
 from gluon_resnest.errors import UserError
-from gluon_resnest.reproduction.cost import backbone
 from gluon_resnest.reproduction.page import command
 from gluon_resnest.reproduction.rows import recipe_of
+from gluon_resnest.zoo import backbone_name
 
 # Exit codes of a recipe that end the whole table: refused by the user's mistake, or stopped.
 FINAL = (2, 130, 143)
@@ -52,7 +52,7 @@ def steps_of(row, workdir, *, seed=None, extra=()):
     if recipe is None or row.server:
         raise UserError(f"row {row.name!r} is not run: {why_not(row)}")
     ending = "" if seed in (None, recipe.seed) else f"-seed{seed}"
-    extra = [word.replace("{backbone}", backbone(recipe)) for word in extra]
+    extra = [word.replace("{backbone}", backbone_name(recipe.network)) for word in extra]
     shared = [str(_file(row.recipe)), "--model", row.model, *_flags(row.changes),
               *(["--seed", str(seed)] if ending else []), *extra]
     training = Path(workdir) / (row.directory + ending)

@@ -106,7 +106,8 @@ class Detection:
         self.net = self.build(recipe, comm)
         initialize(self.net, ctx=self._context)
         if run.backbone_weights:
-            load_backbone(self.net.features.backbone, run.backbone_weights, ctx=self._context)
+            load_backbone(self.net.features.backbone, run.backbone_weights,
+                          network=recipe.network, ctx=self._context)
         if run.weights:
             load_weights(self.net, recipe.network, run.weights, ctx=self._context)
         self.net.hybridize()

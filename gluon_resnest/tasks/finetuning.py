@@ -66,7 +66,8 @@ class FineTuning(Classification):
             super().load(run)
         else:
             source = self._recipe.network if run.weights == "published" else run.weights
-            load_backbone(_Headless(self.net), source, ctx=self._context)
+            load_backbone(_Headless(self.net), source, network=self._recipe.network,
+                          ctx=self._context)
 
     def evaluate(self):
         """Counts the evaluation set over all workers, every image exactly once.

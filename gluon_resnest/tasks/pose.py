@@ -79,7 +79,8 @@ class Pose:
         self.net = pose_model(recipe.network, len(JOINTS), dropblock=recipe.dropblock)
         initialize(self.net, ctx=self._context)
         if run.backbone_weights:
-            load_backbone(self.net.backbone, run.backbone_weights, ctx=self._context)
+            load_backbone(self.net.backbone, run.backbone_weights, network=recipe.network,
+                          ctx=self._context)
         if run.weights:
             load_weights(self.net, POSE + recipe.network, run.weights, ctx=self._context)
         self.net.hybridize(static_alloc=True)

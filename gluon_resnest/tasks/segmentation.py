@@ -26,8 +26,9 @@ from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixe
 from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.models.whole_image import WholeImage
 from gluon_resnest.tasks.statistics import settle_statistics
+from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.tasks.workload import segmentation_workload
-from gluon_resnest.zoo import load_backbone_weights, load_weights, segmentation_model
+from gluon_resnest.zoo import load_weights, segmentation_model
 
 CONFUSION = "confusion.npy"         # in the run directory: int64 (classes, classes), rows are true
 _SUM_NUMBERS = range(8)             # more than the steps that are under way at a time
@@ -53,9 +54,9 @@ class Segmentation:
         parser.add_argument("--root", metavar="DIR", help="folder of the data set, laid out as "
                             "the recipe's dataset says (docs/segmentation.md), or with train.rec "
                             "and val.rec of tools/pack_masks.py")
-        parser.add_argument("--backbone-weights", metavar="FILE", help="start the backbone from "
-                            "this .params file of a classifier, or the published ones of a zoo "
-                            "name")
+        parser.add_argument("--backbone-weights", metavar="RUN|FILE|NAME",
+                            help="start the backbone from a classification run, a .params file or "
+                            "URL, or the published weights of a zoo name")
         parser.add_argument("--eval-batch", type=int, default=4, metavar="N",
                             help="windows a worker evaluates at a time (default: %(default)s)")
         parser.add_argument("--synthetic-steps", type=int, default=100, metavar="N",
@@ -187,7 +188,7 @@ def _network(recipe, run, comm, context):
         head_channels=recipe.head_channels, head_dropout=recipe.head_dropout)
     initialize(net, ctx=context)
     if run.backbone_weights:
-        load_backbone_weights(net.stages(), run.backbone_weights, ctx=context)
+        load_backbone(net.stages(), run.backbone_weights, network=recipe.network, ctx=context)
     if run.weights:
         load_weights(net, recipe.network, run.weights, ctx=context)
     return net

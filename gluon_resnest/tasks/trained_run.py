@@ -103,22 +103,49 @@ def kind_of_run(directory):
     return _config(Path(directory)).get("kind", ClassificationRecipe.__name__)
 
 
-def load_backbone(backbone, source, *, ctx=None):
+def load_backbone(backbone, source, *, network, ctx=None):
     """Starts a backbone from a trained classifier.
 
     Args:
       backbone: `FeatureExtractor`, or a Block with other children of a classifier.
       source: run directory of a classification recipe, whose best checkpoint is taken; path or
         URL of a parameter file; or a zoo name, whose published weights are taken.
+      network: name of the network that the backbone is part of. A run or a zoo name of another
+        variant is refused; a file does not say what it is of.
       ctx: Context of the parameters; the CPU by default.
 
     Raises:
       UserError: if it is not to be had or does not fit; nothing is changed then.
     """
     if Path(source).is_dir():
+        _check_variant(source, _classifier_of(Path(source)), network)
         _, path = _best(source)
         source = path / checkpoint.MODEL
+    elif zoo.is_named(str(source)):
+        _check_variant(source, str(source), network)
     zoo.load_backbone_weights(backbone, str(source), ctx=ctx)
+
+
+def _classifier_of(directory):
+    """Returns the name of the network that a classification run has trained."""
+    kind = kind_of_run(directory)
+    if kind != ClassificationRecipe.__name__:
+        raise UserError(f"{str(directory)!r} holds a run of a {kind}; a backbone starts from the "
+                        "run of a classification recipe, or from a .params file")
+    return _recipe(directory, ClassificationRecipe).network.lower()
+
+
+def _check_variant(source, found, network):
+    """Refuses a classifier of another variant than the backbone of `network`.
+
+    Names that are not of our table, such as GluonCV's, cannot be compared.
+    """
+    wanted = zoo.backbone_name(network)
+    if zoo.is_named(found) and zoo.is_named(wanted) and not zoo.is_same_network(found, wanted):
+        place = wanted if wanted == network else f"{wanted}, the backbone of {network}"
+        raise UserError(f"{str(source)!r} has weights of {found}, expected those of {place}: equal "
+                        "parameters compute something else in another variant; give a run or a "
+                        f".params file of {wanted}")
 
 
 def _filled(net, directory, ctx):

@@ -15,11 +15,12 @@ from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
 from gluon_resnest.models.segmentation import SEGMENTERS, parse_name, segmenter
 from gluon_resnest.models.simple_pose import SimplePose
-from gluon_resnest.zoo.table import HIDDEN, VARIANTS, Variant, Weights, is_named, variant
+from gluon_resnest.zoo.table import (
+    HIDDEN, VARIANTS, Variant, Weights, is_named, is_same_network, variant)
 
-__all__ = ["HIDDEN", "POSE", "VARIANTS", "Variant", "Weights", "get_model", "list_models",
-           "list_pose_models", "load_backbone_weights", "load_weights", "pose_model",
-           "segmentation_model", "variant"]
+__all__ = ["HIDDEN", "POSE", "VARIANTS", "Variant", "Weights", "backbone_name", "get_model",
+           "is_named", "is_same_network", "list_models", "list_pose_models",
+           "load_backbone_weights", "load_weights", "pose_model", "segmentation_model", "variant"]
 
 # Architecture -> its network, and the prefix of its parameters' names.
 _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "resnet_"),
@@ -220,6 +221,19 @@ def segmentation_model(name, classes, *, output_stride=8, norm_layer=None, norm_
                          output_stride=output_stride, dropblock=dropblock)
     return segmenter(backbone, classes, head=spelled.head, aux=aux, dropout=head_dropout,
                      head_channels=head_channels, norm=norm_constructor(norm_layer, norm_kwargs))
+
+
+def backbone_name(name):
+    """Returns the name of the classifier that a network stands on; a classifier is its own.
+
+    It tells variants: mask_rcnn_fpn_resnet50_coco stands on resnet50_msra, deeplab_resnet50_ade on
+    resnet50_v1s.
+    """
+    name = name.lower()
+    if name.startswith(POSE):
+        return name[len(POSE):]
+    spelled = detection.parse(panoptic.detector_name(name) or name) or parse_name(name)
+    return spelled.backbone if spelled else name
 
 
 def load_weights(net, name, source, *, root=None, ctx=None):

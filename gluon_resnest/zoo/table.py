@@ -194,6 +194,20 @@ def variant(name):
     return Variant(_plain(depth, radix=radix, cardinality=cardinality, bottleneck_width=width))
 
 
+def is_same_network(name, other):
+    """Returns whether two names that `variant` knows build the same network, dropout aside.
+
+    Files do not tell: resnet50 and resnet50_msra have parameters of equal names and shapes, and
+    stride in other convolutions.
+    """
+    return _without_dropout(variant(name).arch) == _without_dropout(variant(other).arch)
+
+
 def is_named(name):
     """Returns whether `variant` knows the name, or its grammar spells it."""
     return name in VARIANTS or name in HIDDEN or bool(_GRAMMAR.fullmatch(name))
+
+
+def _without_dropout(arch):
+    return replace(arch, **{field: 0.0 for field in ("dropblock", "final_drop", "drop_path")
+                            if hasattr(arch, field)})
