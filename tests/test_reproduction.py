@@ -1,7 +1,9 @@
 """Published tables as data, what belongs to their rows, and the commands that make them."""
+import functools
 import importlib.util
 import json
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gluon_resnest import cli
 from gluon_resnest.engine.plan import Cluster, Workload, estimate
 from gluon_resnest.errors import UserError
 from gluon_resnest.recipes.cifar10 import RECIPES as CIFAR10
@@ -16,6 +19,7 @@ from gluon_resnest.recipes.deeplabv3 import RECIPES as DEEPLAB
 from gluon_resnest.recipes.imagenet import RECIPES as IMAGENET
 from gluon_resnest.reproduction import cost, page, results, rows, running
 from gluon_resnest.reproduction.rows import Table, evaluated, printed, timed, trained
+from gluon_resnest.zoo import backbone_name
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = [(table, row) for table in page.TABLES for row in table.rows]
@@ -224,6 +228,40 @@ def test_backbone_is_filled_in(tmp_path):
     row = trained("x", "cascade_rcnn/mask_resnest101_dcn")
     step, = running.steps_of(row, tmp_path, extra=["--backbone-weights", "runs/{backbone}"])
     assert "runs/resnest101" in step.words
+
+
+def test_every_backbone_of_a_row_has_an_entry_that_trains_it():
+    """So that runs/imagenet/{backbone} is a run that somebody can make."""
+    for _, row in ALL:
+        recipe = rows.recipe_of(row)
+        if recipe is not None and row.recipe not in ("imagenet", "cifar10"):
+            assert IMAGENET[backbone_name(recipe.network)].network == backbone_name(
+                recipe.network), row.name
+
+
+def command_line(recipe, monkeypatch):
+    """Returns what a file of recipes gives to `cli.main`: (recipes, task class)."""
+    given = []
+    monkeypatch.setattr(cli, "main", lambda *arguments: given.extend(arguments))
+    runpy.run_path(str(ROOT / f"recipes/{recipe}.py"), run_name="__main__")
+    return given
+
+
+def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags(monkeypatch):
+    main = functools.lru_cache(maxsize=None)(lambda name: command_line(name, monkeypatch))
+    for table, row in ALL:
+        if row.recipe is None or row.server:
+            continue
+        flags, = [flags for pattern, flags in table.parts()
+                  if row in table.select([pattern])]
+        recipes, task = main(row.recipe)
+        if hasattr(task, "completed"):
+            monkeypatch.delattr(task, "completed")      # looks into the data
+        *_, step = running.steps_of(row, "runs", extra=flags.split())
+        recipe, run = cli.parse(recipes, task, list(step.words[1:]))
+        assert recipe == rows.recipe_of(row), row.name
+        if hasattr(run, "backbone_weights"):
+            assert run.backbone_weights.startswith("runs/imagenet/res"), row.name
 
 
 def test_what_is_not_run_says_why():

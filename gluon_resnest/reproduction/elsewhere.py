@@ -7,7 +7,9 @@ from gluon_resnest.reproduction.rows import Table, printed, trained
 
 _IMAGENET = "--rec-train train.rec --rec-val val.rec"
 _COCO = "--root coco --backbone-weights runs/imagenet/{backbone}"
-_SEGMENTATION = "--root DATA --backbone-weights {backbone}.params"
+_ADE = "--root ADEChallengeData2016 --backbone-weights runs/imagenet/{backbone}"
+_CITYSCAPES = "--root cityscapes --backbone-weights runs/imagenet/{backbone}"
+_CONTEXT = "--root pascal_context --backbone-weights runs/imagenet/{backbone}"
 _SERVER = "COCO's server judges test-dev (docs/detection.md)"
 _CIFAR = "--data cifar10"
 
@@ -45,7 +47,7 @@ TABLES = (
           for name, pixacc, miou in [("resnest200", 82.45, 48.36), ("resnest269", 82.62, 47.60)]),
         trained("faster resnest50_dcn", "faster_rcnn/resnest50_dcn",
                 "printed in the authors' d2/README", ap=44.11),
-    ), data=f"{_IMAGENET}; {_COCO}; {_SEGMENTATION}"),
+    ), data=(("resnest*", _IMAGENET), ("faster *", _COCO), ("deeplab *", _ADE))),
 
     Table("mmdetection", "mmdetection's page of ResNeSt",
           "open-mmlab/mmdetection, configs/resnest", (
@@ -78,7 +80,8 @@ TABLES = (
                 "58.92 in the authors' README, rounded in the slides", miou=58.9),
         printed("lvis", "named there as COCO + LVIS challenge of ECCV 2020, without a number; "
                 "what can be trained is in the table lvis"),
-    ), data=f"{_COCO}; {_SEGMENTATION}"),
+    ), data=(("cascade mask *", _COCO), ("panoptic *", _COCO), ("ade20k *", _ADE),
+             ("cityscapes *", _CITYSCAPES), ("pascal context *", _CONTEXT))),
 
     Table("lvis", "LVIS v1: Mask and Cascade Mask R-CNN",
           "nothing is published; the settings are assumed (decision 0097)", tuple(
@@ -116,5 +119,5 @@ TABLES = (
           "report, section IV.C", (
               trained("resnest50", "finetune/resnest50@report", "from ImageNet weights", top1=95.0),
               trained("resnet50", "finetune/resnet50@report", "from ImageNet weights", top1=90.7),
-          ), data="--data hotdog --weights FILE"),
+          ), data="--data hotdog --weights {backbone}.params"),
 )

@@ -23,9 +23,16 @@ python tools/reproduce.py cifar1 --seeds 0,1,2 -- --data cifar10
 python tools/render_results.py runs/cifar10/*       keeps finished runs, renders this page
 ```
 
-What follows `--` goes to every recipe; `{backbone}` in it becomes the row's own. A row that is
-finished is skipped, an interrupted one goes on, and the rows of all tables that train alike share
-a run.
+What follows `--` goes to the recipe of every row; `{backbone}` in it becomes the row's own. A table
+whose rows need different data is run in parts, with `--only` and the flags that stand above the
+table. A row that is finished is skipped, an interrupted one goes on, and the rows of all tables
+that train alike share a run.
+
+`runs/imagenet/{backbone}` is what
+`python recipes/imagenet.py --model {backbone} --workdir runs/imagenet/{backbone}` has trained. The
+ResNet rows of detectors stand on `resnet50_msra` and `resnet101_msra`, those of segmentation on
+`resnet50_v1s` and `resnet101_v1s`: no table has these, so that they are trained by this command
+first ([detection](detection.md#training), [segmentation](segmentation.md#training)).
 
 **Command**: what a row runs, with `python` before it, data and `--workdir` behind it.
 **GPU hours**: of one V100, by the model of [`--plan`](plan.md) with the speeds stated in
@@ -54,7 +61,7 @@ def render(results_root, tables=TABLES):
 
 
 def _table(table, runs, root):
-    lines = [f"Source: {table.source}." + (f" Data: `{table.data}`." if table.data else ""), "",
+    lines = [f"Source: {table.source}." + _data(table), "",
              "| row | command | expected | tolerance | measured | verdict | remark |",
              "|---|---|---|---|---|---|---|"]
     for row in table.rows:
@@ -66,6 +73,16 @@ def _table(table, runs, root):
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     return text + (_costs(table, runs) if table.costs else "")
+
+
+def _data(table):
+    """Returns which flags say where the data is."""
+    if not table.data:
+        return ""
+    if isinstance(table.data, str):
+        return f" Data: `{table.data}`."
+    return " Data, in parts:\n\n" + "\n".join(
+        f"- `--only '{pattern}' -- {flags}`" for pattern, flags in table.data)
 
 
 def command(row):

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import re
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Optional, Tuple, Union
 
 from gluon_resnest.config import override
 from gluon_resnest.errors import UserError, nearest
@@ -67,7 +67,8 @@ class Table:
     Attributes:
       name: as tools/reproduce.py takes it.
       title: a heading; source: where it is printed; rows: of Row.
-      data: flags that say where the data is, for people.
+      data: flags that say where the data is, for people; where rows need different ones,
+        ((pattern of names, flags), ...), for a command each.
       costs: whether parameters and speed belong to the table.
     """
 
@@ -75,8 +76,12 @@ class Table:
     title: str
     source: str
     rows: Tuple
-    data: str = ""
+    data: Union[str, Tuple] = ""
     costs: bool = False
+
+    def parts(self):
+        """Returns ((pattern, flags), ...): which rows of `data` one command can run together."""
+        return (("*", self.data),) if isinstance(self.data, str) else self.data
 
     def select(self, patterns=()):
         """Returns the rows whose name is, or matches, one of the patterns; all if there are none.
