@@ -125,6 +125,14 @@ def test_polygons_of_fewer_than_three_points_are_no_mask(write):
      "annotation 1 has a polygon with something that is no finite number"),
     ({"annotations": [annotation(segmentation=[[1, 2, 3, 4, 5, float("inf")]])]},
      "annotation 1 has a polygon with something that is no finite number"),
+    ({"annotations": [annotation(segmentation=[[1, 2, 3, 4, 5, 10 ** 400]])]},
+     "annotation 1 has a polygon with something that is no finite number"),
+    ({"annotations": [annotation(segmentation=TRIANGLE + [[1, 2, 3, 4, 301, 6]])]},
+     "annotation 1 has a polygon with a point more than 10 times as far away as its image is"),
+    ({"annotations": [annotation(segmentation=[[1, 2, -1e300, 4, 5, 6]])]},
+     "annotation 1 has a polygon with a point more than 10 times as far away as its image is"),
+    ({"annotations": [annotation(id=2 ** 63)]}, "annotation 9223372036854775808 has an id that"),
+    ({"annotations": [annotation(bbox=[1, 2, 3, 10 ** 400])]}, "where 4 finite numbers"),
     ({"annotations": [{"id": 1}]}, "an entry of annotations that lacks some of id, image_id"),
     ({"images": [{"id": 4, "file_name": 5, "height": 2, "width": 3}]},
      "image 4 has 5 where a name is expected"),
@@ -136,7 +144,10 @@ def test_polygons_of_fewer_than_three_points_are_no_mask(write):
     ({"categories": None}, "no list of categories"),
     ({"images": [{"id": "x", "file_name": "a.png", "height": 2, "width": 3}]},
      "image 'x' has an id that is no whole number"),
-    ({"images": [{"id": 1, "file_name": "a.png", "height": 0, "width": 3}]}, "is of no size"),
+    ({"images": [{"id": 1, "file_name": "a.png", "height": 0, "width": 3}]},
+     "image 1 is of 0 x 3 pixels; give its height and width"),
+    ({"images": [{"id": 1, "file_name": "a.png", "height": 9, "width": 1e9}]},
+     "image 1 is of 9 x 1000000000.0 pixels"),
     ({"images": [{"id": 4, "file_name": "gone.png", "height": 2, "width": 3}]},
      r"own.json lists 1 image that is not in .*, first gone.png \(image 4\)"),
 ])
@@ -180,6 +191,12 @@ def test_images_of_another_size_than_annotated_are_refused(write, tmp_path):
     ({"size": [20, 30], "counts": [0, 10, 5]}, "run lengths of 15 pixels"),
     ({"size": [30, 20], "counts": [0, 600]}, "run lengths of 600 pixels and size 30 x 20 for"),
     ({"size": [20, 30], "counts": [700, -100]}, "run lengths of 600 pixels"),
+    ({"size": [20, 30], "counts": [2 ** 62] * 3 + [2 ** 62 + 600]}, "run lengths of 18446744073"),
+    ({"size": [20, 30], "counts": [2 ** 70]}, "no run lengths of COCO .OverflowError"),
+    ({"size": [20, 30], "counts": [[300, 300]]}, "no run lengths of COCO .*lists among"),
+    ({"size": [20, float("inf")], "counts": [600]}, "no run lengths of COCO .OverflowError"),
+    ({"size": [20, 30], "counts": "o" * 40 + "0"}, "no run lengths of COCO .*of 41 letters"),
+    ({"size": [20, 30], "counts": "0" * 4300}, "no run lengths of COCO .*more than a run for"),
     ({"size": [20, 30], "counts": "what?~"}, "no run lengths of COCO"),
     ({"size": [20, 30], "counts": "PPP"}, "no run lengths of COCO"),
     ({"size": [20, 30]}, "no run lengths of COCO"),
@@ -190,6 +207,19 @@ def test_broken_run_lengths_are_refused_where_they_are_used(write, runs, message
     with pytest.raises(UserError, match=f"a.png .image 7 .*: annotation 1 has .*: {message}"):
         first(source)
     assert len(first(source, masks=False).objects.boxes) == 1
+
+
+def test_points_somewhat_outside_an_image_are_cut_off_with_their_polygon(write):
+    outside = annotation(segmentation=[[-30, -20, 60, -20, 60, 6, -30, 6]], bbox=[0, 0, 30, 6])
+    masks = first(read(write(content(annotations=[outside])))).objects.masks.dense()
+    assert masks[0, :6].all() and not masks[0, 6:].any()
+
+
+def test_an_outline_that_would_fill_the_memory_is_refused(write):
+    there_and_back = [0, 0, 300, 0] * 20000
+    source = read(write(content(annotations=[annotation(segmentation=[there_and_back])])))
+    with pytest.raises(UserError, match="annotation 1 has .*: a polygon of more than"):
+        first(source)
 
 
 def test_ground_truth_of_a_source_reads_back_as_the_source(write, tmp_path):

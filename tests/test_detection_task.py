@@ -18,6 +18,7 @@ from mxnet import autograd, nd
 from gluon_resnest import cli, zoo
 from gluon_resnest.config import ClassificationRecipe, DetectionRecipe
 from gluon_resnest.data.instances import ground_truth
+from gluon_resnest.data.lvis import exhaustive
 from gluon_resnest.data.shapes import ShapeInstances
 from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.engine.comm import Comm, connect
@@ -29,6 +30,8 @@ from gluon_resnest.models.deform import DeformableConv2D
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks import detection_data
 from gluon_resnest.tasks.detection import Detection
+from gluon_resnest.tasks.detection_evaluation import coco_ap
+from gluon_resnest.tasks.lvis_evaluation import lvis_ap
 
 RECIPE = DetectionRecipe(
     network="mask_rcnn_fpn_resnest_tiny_coco", source="a test", classes=2, norm="batch",
@@ -240,13 +243,34 @@ def test_mistakes_with_data_are_sentences(capsys, tmp_path, coco):
             (["--root", coco, "--pick", "9"], "only 2 of 4 images have objects")):
         code, _, err = run(capsys, "--workdir", tmp_path / "run", *more)
         assert code == 2 and sentence in err, err
-    for content, sentence in (({}, "no list of results"), ([{"image_id": 1}], "no list of results"),
-                              ([dict(image_id=99, category_id=1, bbox=[0, 0, 9, 9], score=1)],
-                               "speak of image 99")):
+    box, mask = (dict(image_id=1, category_id=1, score=1, **more) for more in (
+        {"bbox": [0, 0, 9, 9]}, {"segmentation": {"size": [64, 80], "counts": "PPP1"}}))
+    for content, sentence in (
+            ({}, "no list of results"), ([{"image_id": 1}], "no list of results"),
+            ([{**box, "image_id": 99}], "speak of image 99"),
+            ([{**mask, "image_id": 99}], "speak of image 99"),
+            ([{**box, "image_id": [1]}], "result 0 has [1] as image_id where a number"),
+            ([box, {**box, "score": "1"}], "result 1 has '1' as score where a number"),
+            ([{**box, "bbox": [0, 0, float("nan"), 9]}], "where four finite numbers"),
+            ([mask], "has a broken mask: run lengths of"),
+            ([{**mask, "segmentation": {"size": [64, 80], "counts": "o"}}], "has a broken mask"),
+            ([{**mask, "segmentation": {"size": [64, 80], "counts": [5120]}}],
+             "has a segmentation that is no compressed run lengths"),
+            ([{**mask, "segmentation": [[0, 0, 9, 0, 9, 9]]}], "no compressed run lengths")):
         (tmp_path / "wrong.json").write_text(json.dumps(content))
         code, _, err = run(capsys, "--root", coco, "--eval-only", "--results",
                            tmp_path / "wrong.json")
         assert code == 2 and sentence in err, err
+
+
+@pytest.mark.parametrize("judge", [coco_ap, lvis_ap])
+def test_a_broken_mask_of_the_truth_is_named_when_masks_are_judged(judge):
+    source = ShapeInstances(1, (64, 80), 2)
+    truth = exhaustive(ground_truth(source))
+    truth["annotations"][0]["segmentation"] = [[0, 0, 1e9, 0, 9, 9]]
+    with pytest.raises(UserError, match="annotation 1 of image 1 has a broken mask: a polygon"):
+        judge(truth, [], "segm")
+    assert judge(truth, [], "bbox")[0]["ap"] == 0
 
 
 def test_training_starts_from_exactly_the_tensors_of_a_classification_run(tmp_path):

@@ -7,7 +7,7 @@ from pycocotools import mask as tools
 
 from gluon_resnest.data.coco import read_instances
 from gluon_resnest.data.instance_masks import (
-    BadMask, Move, RunLengthMasks, as_pixels, moved_mask, run_lengths)
+    BadMask, Move, RunLengthMasks, as_pixels, check_mask, moved_mask, run_lengths)
 
 SQUARE = [[2, 3, 8, 3, 8, 9, 2, 9]]
 PIXELS = hypothesis.extra.numpy.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -26,7 +26,7 @@ def decoded(code, height, width):
 def test_run_lengths_decode_to_what_was_encoded(pixels):
     coded = tools.encode(np.asfortranarray(pixels))
     text = {"size": coded["size"], "counts": coded["counts"].decode()}
-    plain = {"size": coded["size"], "counts": run_lengths(coded["counts"])}
+    plain = {"size": coded["size"], "counts": run_lengths(coded["counts"]).tolist()}
     for runs in (coded, text, plain):
         np.testing.assert_array_equal(as_pixels(runs, pixels.shape), pixels)
     assert sum(plain["counts"]) == pixels.size
@@ -46,6 +46,49 @@ def test_any_text_gives_a_mask_or_is_refused(text):
         assert as_pixels({"size": [3, 4], "counts": text}, (3, 4)).shape == (3, 4)
     except BadMask as error:
         assert "run lengths" in str(error)
+
+
+@hypothesis.given(st.lists(st.integers(-2 ** 34, 2 ** 34 - 1), max_size=9))
+def test_run_lengths_are_read_as_a_chain_of_differences(differences):
+    """A slow writer of the code as its definition has it."""
+    expected, letters = [], []
+    for place, number in enumerate(differences):
+        expected.append(number + (expected[place - 2] if place > 2 else 0))
+        while not -16 <= number < 16:
+            letters.append(number & 31 | 32)
+            number >>= 5
+        letters.append(number & 31)
+    assert run_lengths(bytes(48 + each for each in letters)).tolist() == expected
+
+
+BROKEN = [
+    {"size": [20, 30], "counts": [2 ** 62, 2 ** 62, 2 ** 62, 2 ** 62 + 600]},
+    {"size": [20, 30], "counts": [2 ** 70]}, {"size": [20, 30], "counts": [-600, 1200]},
+    {"size": [20, 30], "counts": "PPPPPPPP"}, {"size": [20, 30], "counts": "o" * 2000},
+    {"size": [2 ** 40, 30], "counts": [600]}, {"size": [20, 1e400], "counts": [600]}, {},
+    [[0, 0, 1e9, 0, 5, 5]], [[0, 0, -1e300, 0, 5, 5]], [[0, 0, float("nan"), 0, 5, 5]],
+    [[0, 0, 10 ** 400, 0, 5, 5]], [[0, 0, 9e5, 0] * 3], [[5, 5, 9, 9]], [[[], [], [], [], [], []]],
+    [[0, 0, 9, 9, 9, 0], ["x"]], [[0, 0, 9, 9, 9, 0], 5], [], [3], "abcdefg", ["abcdefg"], None, 3]
+
+
+@pytest.mark.parametrize("segmentation", BROKEN, ids=range(len(BROKEN)))
+def test_what_pycocotools_would_not_survive_is_refused(segmentation):
+    with pytest.raises(BadMask):
+        check_mask(segmentation, (20, 30))
+
+
+@pytest.mark.parametrize("far", [1e9, 1e12, -1e9, float("nan")])
+def test_polygons_too_long_to_be_filled_are_refused(far):
+    with pytest.raises(BadMask, match="a polygon of more than 4194304 pixels"):
+        moved_mask([[0, 0, far, 0, 5, 5]], (20, 30), stay(20, 30))
+
+
+@pytest.mark.parametrize("segmentation", [
+    SQUARE, SQUARE + [[]], SQUARE + [[1, 2]], [[-3, -3, 40, -3, 40, 25, 7]],
+    {"size": [20, 30], "counts": [600]}, {"size": [20, 30], "counts": [0, 5, 0, 595]}])
+def test_what_pycocotools_reads_is_let_through(segmentation):
+    check_mask(segmentation, (20, 30))
+    tools.frPyObjects(segmentation, 20, 30)
 
 
 @hypothesis.given(PIXELS)

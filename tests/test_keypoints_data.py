@@ -86,7 +86,8 @@ def test_boxes_are_cut_off_at_the_border(box, expected):
     (content(person(1, [0, 0, 5, 5], labelled=0)), "no person with a labelled joint"),
     (content(), "no person with a labelled joint"),
     (content(person(1, [0, 0, 5, 5], keypoints=[1, 2, 3])), "has 3 joint numbers, expected 51"),
-    (content(person(1, [0, 0, 5])), "is not an annotation file")])
+    (content(person(1, [0, 0, 5])), "is not an annotation file"),
+    (content(person(1, [0, 0, 5, 10 ** 400])), "is not an annotation file")])
 def test_files_of_another_kind_are_refused(write, value, message):
     file = write(value)
     with pytest.raises(UserError, match=message):

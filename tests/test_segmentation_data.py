@@ -101,8 +101,9 @@ def test_pascal_context(tmp_path):
         open_segmentation("pascal_context", tmp_path, "val", classes=59)
 
 
-def test_coco_things_lie_on_the_ground_smaller_ones_on_top(tmp_path):
-    pytest.importorskip("pycocotools")
+@pytest.fixture
+def coco_things(tmp_path):
+    """Writes a picture of three things in COCO's layout; yields the content of its json."""
     save(tmp_path / "val2017/7.jpg", photo(0, 20, 30))
 
     def thing(number, kind, box, crowd=0):
@@ -117,13 +118,38 @@ def test_coco_things_lie_on_the_ground_smaller_ones_on_top(tmp_path):
                    "categories": [{"id": 9, "name": "cat"}, {"id": 4, "name": "dog"}],
                    "annotations": [thing(1, 9, (10, 5, 4, 4)), thing(2, 4, (8, 3, 10, 10)),
                                    thing(3, 4, (0, 0, 1, 20), crowd=1)]}
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(annotations))
-    dataset = open_segmentation("coco", tmp_path, "val", classes=3)
+    return annotations
+
+
+def open_coco(folder, annotations):
+    pytest.importorskip("pycocotools")
+    (folder / "annotations").mkdir()
+    (folder / "annotations/instances_val2017.json").write_text(json.dumps(annotations))
+    return open_segmentation("coco", folder, "val", classes=3)
+
+
+def test_coco_things_lie_on_the_ground_smaller_ones_on_top(tmp_path, coco_things):
+    dataset = open_coco(tmp_path, coco_things)
     _, labels = dataset.read(0)
     assert dataset.class_names == ["background", "dog", "cat"]
     assert labels[0, 29] == 0 and labels[7, 12] == 2 and labels[4, 16] == 1
     assert (labels[:, 0] == IGNORED).all()
+
+
+@pytest.mark.parametrize("segmentation", [
+    [[0, 0, 1e9, 0, 5, 5]], [[0, 0, 5, 5]], [], None,
+    {"size": [20, 30], "counts": [0, 20]}, {"size": [10 ** 6, 10 ** 6], "counts": [10 ** 12]},
+    {"size": [20, 30], "counts": "oooo"}])
+def test_broken_masks_of_coco_things_are_refused(tmp_path, coco_things, segmentation):
+    coco_things["annotations"][1]["segmentation"] = segmentation
+    with pytest.raises(UserError, match="7.jpg: annotation 2 has a broken mask: .*; mend or rem"):
+        open_coco(tmp_path, coco_things).read(0)
+
+
+def test_things_of_an_image_of_another_size_are_refused(tmp_path, coco_things):
+    coco_things["images"][0]["height"] = 10 ** 9
+    with pytest.raises(UserError, match="7.jpg is 20 x 30 pixels .* are for 1000000000 x 30"):
+        open_coco(tmp_path, coco_things).read(0)
 
 
 def test_split_without_a_subfolder_is_the_folder(tmp_path):

@@ -73,6 +73,11 @@ def test_masks_cannot_be_learnt(write):
      "a.xml has an object of class 'dgo', which is not among the classes; did you mean 'dog'"),
     ({"a": entry(1, 1, 9, "x")}, None, "a.xml is not an annotation of VOC .*could not convert"),
     ({"a": "<object><name>dog</name></object>"}, None, "a.xml is not an annotation of VOC"),
+    ({"a": entry("nan", 1, 9, 9)}, None, r"a.xml has a bndbox from \(nan, 1\) to \(9, 9\)"),
+    ({"a": entry(1, 1, "1e300", 9)}, None, r"a.xml has a bndbox from \(1, 1\) to \(inf, 9\)"),
+    ({"a": entry(1, 1, 9, 9) + entry(9, 4, 8, 5)}, None,
+     r"a.xml has a bndbox from \(9, 4\) to \(8, 5\), expected .* xmin up to xmax"),
+    ({"a": entry(9, 4, 10, 3)}, None, r"a.xml has a bndbox from \(9, 4\) to \(10, 3\)"),
     ({"a": "<object>"}, None, "a.xml is not an annotation of VOC .*mismatched tag"),
     ({"a": ""}, "a\na\n", "train.txt lists a more than once"),
     ({"a": ""}, "\n", "train.txt lists nothing"),
@@ -81,6 +86,19 @@ def test_masks_cannot_be_learnt(write):
 def test_broken_folders_are_refused(write, pictures, listed, message):
     with pytest.raises(UserError, match=message):
         read_voc(write(pictures, listed), "train")
+
+
+def test_a_picture_of_no_size_is_refused(write):
+    root = write({"a": ""})
+    file = root / "Annotations/a.xml"
+    file.write_text(file.read_text().replace("<height>20<", "<height>0<"))
+    with pytest.raises(UserError, match="a.xml is not an annotation of VOC .a size of 0 x 30"):
+        read_voc(root, "train")
+
+
+def test_a_box_of_one_pixel_is_a_box(write):
+    source = read_voc(write({"a": entry(4, 5, 4, 5)}), "train")
+    assert source.objects(0).boxes.tolist() == [[3, 4, 4, 5]]
 
 
 def test_missing_splits_and_pictures_are_named(write):

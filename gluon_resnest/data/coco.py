@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from gluon_resnest.data import instances
 from gluon_resnest.data.instances import Annotations
 from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.errors import UserError
+
+_LARGEST_PX = 1 << 20       # side of an image
+_REACH = 10                 # sides of its image that a polygon's point may be away from the corner
 
 
 def read_instances(json_path, images_dir):
@@ -62,9 +66,11 @@ class CocoInstances:
             content, "images", ("id", "file_name", "height", "width"))
         self._files = self._texts("image", ids, files)
         self._image_ids = self._unique("image", ids)
-        self._sizes = self._numbers("image", ids, list(zip(heights, widths)), 2).astype(np.int64)
-        for number in self._image_ids[(self._sizes < 1).any(axis=1)]:
-            raise self._wrong("image", number, "is of no size; give its height and width")
+        sizes = self._numbers("image", ids, list(zip(heights, widths)), 2)
+        for place in np.flatnonzero(((sizes < 1) | (sizes > _LARGEST_PX)).any(axis=1)):
+            raise self._wrong("image", ids[place], f"is of {heights[place]} x {widths[place]} "
+                              "pixels; give its height and width")
+        self._sizes = sizes.astype(np.int64)
         self._check_files()
         if "annotations" not in content:
             content = {"annotations": []}
@@ -163,14 +169,32 @@ class CocoInstances:
             self._points = np.fromiter(itertools.chain.from_iterable(polygons), np.float64,
                                        self._first_point[-1])
             wrong = np.flatnonzero(~np.isfinite(self._points))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             wrong = [number for number, value in enumerate(itertools.chain.from_iterable(polygons))
-                     if not isinstance(value, (int, float))]
+                     if not is_number(value)]
         if len(wrong):
             polygon = np.searchsorted(self._first_point, wrong[0], side="right") - 1
             row = np.searchsorted(self._first_polygon, polygon, side="right") - 1
             raise self._wrong("annotation", self._ids[row], "has a polygon with something that is "
                               "no finite number; mend it")
+        self._check_reach(counts)
+
+    def _check_reach(self, counts):
+        """Refuses polygons far outside their image, whose outlines would fill the memory.
+
+        Args:
+          counts: of each annotation's polygons.
+        """
+        starts = self._first_point[:-1]
+        if not len(starts):
+            return
+        sides = np.repeat(self._sizes.max(axis=1), np.diff(self._first))
+        reach = np.maximum(np.maximum.reduceat(self._points, starts),
+                           -np.minimum.reduceat(self._points, starts))
+        rows = np.repeat(np.arange(len(counts)), counts)
+        for row in rows[reach > _REACH * sides[rows]]:
+            raise self._wrong("annotation", self._ids[row], "has a polygon with a point more than "
+                              f"{_REACH} times as far away as its image is large; mend it")
 
     def _columns(self, content, table, fields):
         """Returns a list for each field of one of the file's tables."""
@@ -188,9 +212,11 @@ class CocoInstances:
 
     def _unique(self, what, numbers):
         """Returns ids as an array."""
-        if not set(map(type, numbers)) <= {int}:
-            strange = next(number for number in numbers if type(number) is not int)
-            raise self._wrong(what, strange, "has an id that is no whole number; number them")
+        if not set(map(type, numbers)) <= {int} or max(map(abs, numbers), default=0) >> 63:
+            strange = next(number for number in numbers
+                           if type(number) is not int or abs(number) >> 63)
+            raise self._wrong(what, strange, "has an id that is no whole number of 64 bits; number "
+                              "them")
         ids = np.array(numbers, np.int64)
         ordered = np.sort(ids)
         for number in ordered[1:][ordered[1:] == ordered[:-1]].tolist():
@@ -212,8 +238,8 @@ class CocoInstances:
                 (len(ids),) if columns is None else (len(ids), columns))
             finite = np.isfinite(numbers.reshape(len(ids), columns or 1))
             wrong = np.flatnonzero(~finite.all(axis=1))
-        except (TypeError, ValueError):
-            wrong = [place for place, row in enumerate(rows) if not _is_numbers(row, columns)]
+        except (TypeError, ValueError, OverflowError):
+            wrong = [place for place, row in enumerate(rows) if not is_numbers(row, columns)]
         if len(wrong):
             raise self._wrong(what, ids[wrong[0]], f"has {rows[wrong[0]]!r} where {columns or 1} "
                               "finite numbers are expected; mend it")
@@ -250,8 +276,13 @@ def no_garbage_collection():
             gc.enable()
 
 
-def _is_numbers(row, columns):
+def is_numbers(row, columns):
     """Tells whether a row of a json file is one number, or so many."""
     row = [row] if columns is None else row
     return isinstance(row, (list, tuple)) and len(row) == (columns or 1) and all(
-        isinstance(value, (int, float)) for value in row)
+        map(is_number, row))
+
+
+def is_number(value):
+    """Tells whether a value of a json file is a number, and one that a float can hold."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnest.data import images
+from gluon_resnest.data.instance_masks import BadMask, check_mask
 from gluon_resnest.errors import MissingExtra, UserError
 
 CROWD = 65535       # value of pixels that only a crowd covers; nobody says what they are
@@ -50,14 +51,24 @@ class CocoMasks:
         things = self._coco.loadAnns(self._coco.getAnnIds(imgIds=[number]))
         order = sorted(things, key=lambda thing: (not thing.get("iscrowd", 0), -thing["area"]))
         for thing in order:
-            mask = self._coco.annToMask(thing).astype(bool)
-            if mask.shape != values.shape:
-                raise UserError(f"{self.name(index)} is {values.shape[0]} x {values.shape[1]} "
-                                f"pixels (height x width), but its annotations are for "
-                                f"{mask.shape[0]} x {mask.shape[1]}; use the images they were "
-                                "made for")
+            mask = self._mask(index, thing, values.shape)
             values[mask] = CROWD if thing.get("iscrowd", 0) else self._values[thing["category_id"]]
         return image, values
+
+    def _mask(self, index, thing, size):
+        """Returns the pixels of an object, bool (H, W)."""
+        entry = self._coco.imgs[thing["image_id"]]
+        told = entry.get("height"), entry.get("width")
+        if told != size:
+            raise UserError(f"{self.name(index)} is {size[0]} x {size[1]} pixels (height x width), "
+                            f"but its annotations are for {told[0]} x {told[1]}; use the images "
+                            "they were made for")
+        try:
+            check_mask(thing.get("segmentation"), size)
+        except BadMask as error:
+            raise UserError(f"{self.name(index)}: annotation {thing['id']} has a broken mask: "
+                            f"{error}; mend or remove it") from error
+        return self._coco.annToMask(thing).astype(bool)
 
     def image_bytes(self, index):
         return images.read_file(self._folder / self._files[index][1])

@@ -6,6 +6,9 @@ import numpy as np
 
 from gluon_resnest.errors import MissingExtra
 
+_LONGEST_PX = 1 << 22           # of outlines; pycocotools keeps some 80 bytes for each pixel of one
+_MAX_LETTERS = 7                # of a run length of 32 bits, five bits a letter
+
 
 class BadMask(Exception):
     """What is wrong with a segmentation."""
@@ -102,15 +105,44 @@ def moved_mask(segmentation, size, move):
       move: Move.
 
     Raises:
-      BadMask: if run lengths do not add up to their size, or it is not that of the image.
+      BadMask: if run lengths do not add up to their size, or it is not that of the image; if the
+        outline of a polygon is longer than can be filled.
     """
     tools = coco_masks()
     if not isinstance(segmentation, (list, tuple)):
         pixels = move.mask(as_pixels(segmentation, size))
         return tools.encode(np.asfortranarray(pixels))["counts"]
-    moved = [move.points(np.reshape(polygon, (-1, 2))).ravel() for polygon in segmentation]
-    return tools.merge(tools.frPyObjects([polygon.tolist() for polygon in moved],
+    moved = [move.points(np.reshape(polygon, (-1, 2))) for polygon in segmentation]
+    for points in moved:
+        _check_outline(points)
+    return tools.merge(tools.frPyObjects([points.ravel().tolist() for points in moved],
                                          move.height, move.width))["counts"]
+
+
+def check_mask(segmentation, size):
+    """Refuses what pycocotools would not survive: it trusts whatever it is given.
+
+    Args:
+      segmentation: of an annotation file, see `moved_mask`; may be anything that json can say.
+      size: (height, width) of the image.
+
+    Raises:
+      BadMask: says what is wrong with it.
+    """
+    if isinstance(segmentation, dict):
+        _runs(segmentation, size)
+        return
+    try:
+        if len(segmentation[0]) < 6:
+            raise BadMask(f"a polygon of {len(segmentation[0])} coordinates, expected six or more")
+        polygons = [np.array(polygon, np.float64) for polygon in segmentation]
+        if any(numbers.ndim != 1 for numbers in polygons):
+            raise ValueError("lists among the coordinates")
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise BadMask(f"neither polygons nor run lengths of COCO ({type(error).__name__}: "
+                      f"{error})") from error
+    for numbers in polygons:
+        _check_outline(numbers[:len(numbers) // 2 * 2].reshape(-1, 2))
 
 
 def as_pixels(segmentation, size):
@@ -121,41 +153,69 @@ def as_pixels(segmentation, size):
     """
     if not isinstance(segmentation, dict):
         return segmentation
+    runs = _runs(segmentation, size)
+    values = np.arange(len(runs)) % 2
+    return np.repeat(values.astype(np.uint8), runs).reshape(size[1], size[0]).T
+
+
+def _runs(segmentation, size):
+    """Returns the run lengths of {"size", "counts"}, int64 (R,), which add up to the size."""
     try:
         height, width = (int(side) for side in segmentation["size"])
         runs = segmentation["counts"]
+        if len(runs) > _MAX_LETTERS * (size[0] * size[1] + 1):
+            raise ValueError("more than a run for each pixel")
         runs = np.array(runs if isinstance(runs, list) else run_lengths(runs), np.int64)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if runs.ndim != 1:
+            raise ValueError("lists among the counts")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise BadMask(f"no run lengths of COCO ({type(error).__name__}: {error})") from error
-    if (height, width) != tuple(size) or runs.sum() != height * width or (runs < 0).any():
-        raise BadMask(f"run lengths of {runs.sum()} pixels and size {height} x {width} for an "
-                      f"image of {size[0]} x {size[1]}")
-    values = np.arange(len(runs)) % 2
-    return np.repeat(values.astype(np.uint8), runs).reshape(width, height).T
+    # Each by itself, because a sum of int64 may go around to the right one.
+    fits = (height, width) == tuple(size) and ((0 <= runs) & (runs <= height * width)).all()
+    if not fits or runs.sum() != height * width:
+        raise BadMask(f"run lengths of {sum(runs.tolist())} pixels and size {height} x {width} for "
+                      f"an image of {size[0]} x {size[1]}")
+    return runs
+
+
+def _check_outline(points):
+    """Refuses a polygon, float64 (P, 2), whose outline in pixels would not fit into memory."""
+    reach = np.abs(points).max(initial=0)
+    length = 0
+    if reach <= _LONGEST_PX:
+        length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1, initial=0).sum()
+    if not max(reach, length) <= _LONGEST_PX:
+        raise BadMask(f"a polygon of more than {_LONGEST_PX} pixels in reach or outline")
 
 
 def run_lengths(code):
-    """Returns the numbers in COCO's compressed run lengths, bytes or str, as a list.
+    """Returns the numbers in COCO's compressed run lengths, bytes or str, as int64 (R,).
 
     Each is written in groups of five bits, the lowest first, a sixth bit for "more follows"; from
     the fourth number on, the difference to the last but one.
+
+    Raises:
+      ValueError: if it is no such code.
     """
     code = code.encode("ascii") if isinstance(code, str) else code
-    numbers, value, shift = [], 0, 0
-    for letter in code:
-        bits = letter - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"{chr(letter)!r} among the letters")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
-        value, shift = 0, 0
-    if shift:
+    letters = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    strange = np.flatnonzero((letters < 0) | (letters >= 64))
+    if len(strange):
+        raise ValueError(f"{chr(code[strange[0]])!r} among the letters")
+    if not len(letters):
+        return letters
+    if letters[-1] >= 32:
         raise ValueError("it ends within a number")
+    ends = np.flatnonzero(letters < 32) + 1
+    starts = np.append(0, ends[:-1])
+    lengths = ends - starts
+    if lengths.max() > _MAX_LETTERS:
+        raise ValueError(f"a number of {lengths.max()} letters")
+    places = np.arange(len(letters)) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((letters & 31) << 5 * places, starts)
+    numbers -= np.where(letters[ends - 1] & 16, 1 << 5 * lengths, 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers
 
 

@@ -239,7 +239,8 @@ class _naming:
         return self
 
     def __exit__(self, kind, error, _):
-        if kind is not None and issubclass(kind, (KeyError, TypeError, ValueError, AttributeError)):
+        if kind is not None and issubclass(kind, (KeyError, TypeError, ValueError, AttributeError,
+                                                  OverflowError)):
             if not isinstance(error, UserError):
                 raise UserError(f"{self._file} is not {self._expected} ({kind.__name__}: {error}); "
                                 "give another file") from error

@@ -93,6 +93,8 @@ def _read(file, kinds):
     try:
         tree = ElementTree.fromstring(text)
         size = tuple(int(tree.find(f"size/{side}").text) for side in ("height", "width"))
+        if min(size) < 1:
+            raise ValueError(f"a size of {size[0]} x {size[1]}")
         rows = [_object(entry) for entry in tree.iter("object")]
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not an annotation of VOC ({error}); it needs size, and for "
@@ -101,7 +103,7 @@ def _read(file, kinds):
         if name not in kinds:
             raise UserError(f"{file} has an object of class {name!r}, which is not among the "
                             f"classes{nearest(name, kinds)}; name all classes")
-    return (size, np.array([box for _, box, _ in rows], np.float32).reshape(-1, 4),
+    return (size, _boxes([box for _, box, _ in rows], file),
             np.array([kinds[name] for name, _, _ in rows], np.int64),
             np.array([difficult for _, _, difficult in rows], bool))
 
@@ -112,6 +114,18 @@ def _object(entry):
     difficult = entry.find("difficult")
     return (entry.find("name").text, (left - 1, top - 1, right, bottom),
             difficult is not None and difficult.text.strip() == "1")
+
+
+def _boxes(corners, file):
+    """Returns boxes float32 (G, 4), each from its left to its right and from its top down."""
+    with np.errstate(over="ignore"):                            # beyond float32 is infinite
+        boxes = np.array(corners, np.float32).reshape(-1, 4)
+    wrong = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1))
+    for left, top, right, bottom in boxes[wrong]:
+        raise UserError(f"{file} has a bndbox from ({left + 1:g}, {top + 1:g}) to ({right:g}, "
+                        f"{bottom:g}), expected finite numbers with xmin up to xmax and ymin up to "
+                        "ymax; mend it")
+    return boxes
 
 
 def _text(file):

@@ -319,7 +319,7 @@ class Detection:
     def _judge_file(self):
         """Judges --results FILE."""
         results, truth = read_json(self._run.results), self._data.truth()
-        kinds = check_results(results, self._run.results)
+        kinds = check_results(results, self._run.results, truth)
         return {**self._measured(dict.fromkeys(kinds, results), truth),
                 "images": len(truth["images"])}
 

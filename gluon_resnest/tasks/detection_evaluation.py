@@ -1,6 +1,8 @@
 """From detections to COCO's results, their AP, and the recall of proposals."""
 import numpy as np
 
+from gluon_resnest.data.coco import is_numbers
+from gluon_resnest.data.instance_masks import BadMask, check_mask
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection import boxes as box
 from gluon_resnest.models.detection.pasting import encode
@@ -59,9 +61,11 @@ def coco_ap(ground_truth, results, kind):
       names begin with "mask_"), and {class name: AP in per cent} of the classes that have objects.
 
     Raises:
-      UserError: if no object is annotated, crowds aside, or the results are of other images.
+      UserError: if no object is annotated, crowds aside, if an annotated mask is broken, or the
+        results are of other images.
     """
     check_images(ground_truth, results)
+    check_masks(ground_truth, kind)
     judging = judge(ground_truth, results, kind)
     metrics = {KINDS[kind] + name: 100 * float(value)
                for name, value in zip(_NAMES, judging.stats) if value >= 0}
@@ -86,11 +90,27 @@ def check_images(ground_truth, results):
                         "list; give the annotations of the images that were looked at")
 
 
-def check_results(results, source):
+def check_masks(ground_truth, kind):
+    """Raises a UserError if masks are to be judged and one that is annotated is broken."""
+    sizes = _sizes(ground_truth)
+    for row in ground_truth.get("annotations", ()) if kind == "segm" else ():
+        try:
+            check_mask(row.get("segmentation"), sizes[row["image_id"]])
+        except BadMask as error:
+            raise UserError(f"annotation {row['id']} of image {row['image_id']} has a broken mask: "
+                            f"{error}; mend or remove it") from error
+
+
+def check_results(results, source, ground_truth):
     """Returns the kinds, of KINDS, that a list in COCO's result format holds.
 
+    Args:
+      results: content of a json file.
+      source: its name, for messages.
+      ground_truth: content of an annotation file of the same images.
+
     Raises:
-      UserError: if it is no such list.
+      UserError: if it is no such list, if a box or a mask in it is broken or of another image.
     """
     fields = {"bbox": "bbox", "segm": "segmentation"}
     entries = results if isinstance(results, list) else [None]
@@ -100,7 +120,35 @@ def check_results(results, source):
                         for entry in entries):
         raise UserError(f"{source} is no list of results in COCO's format; each needs image_id, "
                         "category_id, score and bbox or segmentation")
+    sizes = _sizes(ground_truth)
+    for number, entry in enumerate(entries):
+        complaint = _complaint(entry, kinds, sizes)
+        if complaint:
+            raise UserError(f"{source}: result {number} has {complaint}; mend or remove it")
     return kinds if entries else ["bbox"]
+
+
+def _complaint(entry, kinds, sizes):
+    """Returns what is wrong with a result, or None; strange images are left to `check_images`."""
+    for field in ("image_id", "category_id", "score"):
+        if not is_numbers(entry[field], None):
+            return f"{entry[field]!r} as {field} where a number is expected"
+    if "bbox" in kinds and not is_numbers(entry["bbox"], 4):
+        return f"{entry['bbox']!r} as bbox where four finite numbers are expected"
+    if "segm" in kinds and entry["image_id"] in sizes:
+        code = entry["segmentation"]
+        if not isinstance(code, dict) or not isinstance(code.get("counts"), str):
+            return 'a segmentation that is no compressed run lengths {"size", "counts"}'
+        try:
+            check_mask(code, sizes[entry["image_id"]])
+        except BadMask as error:
+            return f"a broken mask: {error}"
+    return None
+
+
+def _sizes(ground_truth):
+    """Returns {image id: (height, width)} of the content of an annotation file."""
+    return {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
 
 
 class ProposalRecall:
