@@ -30,6 +30,14 @@ def folder(tmp_path_factory):
     return root
 
 
+def doubled(times):
+    """Returns a tuple of two that are one and the same, and so on: 2^times leaves."""
+    value = ()
+    for _ in range(times):
+        value = value, value
+    return value
+
+
 def write_batches(root, parts, protocol):
     """Writes the python batches as Krizhevsky's files have them: rows of 3 x 32 x 32."""
     root.mkdir()
@@ -113,6 +121,10 @@ def test_records_hold_the_same_images(folder, tmp_path):
     assert abs(train.pixels.astype(int) - expected.pixels).mean() < 5        # records hold JPEGs
 
 
+def change(file, **changes):
+    file.write_bytes(pickle.dumps({**pickle.loads(file.read_bytes()), **changes}, 2))
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -136,7 +148,13 @@ def test_nothing_in_a_batch_is_executed(folder, tmp_path):
     (lambda root: (root / "test_batch").write_bytes(b"\x80\x02}q."), "damaged|not CIFAR-10's"),
     (lambda root: (root / "batches.meta").write_bytes(pickle.dumps({}, 2)), "label_names"),
     (lambda root: (root / "test_batch").write_bytes(pickle.dumps({"data": 3, "labels": []}, 2)),
-     "damaged or not")])
+     "damaged or not"),
+    (lambda root: change(root / "test_batch", labels=doubled(60)), "labels that are no numbers"),
+    (lambda root: change(root / "test_batch", labels=[2 ** 70] * 6), "labels that are no numbers"),
+    (lambda root: change(root / "test_batch", labels=[-1] * 6), "labels that are no numbers"),
+    (lambda root: change(root / "batches.meta", label_names=doubled(60)), "label_names that are"),
+    (lambda root: change(root / "batches.meta", label_names=[doubled(60)] * 3), "label_names that"),
+])
 def test_damaged_batches_are_named(folder, tmp_path, break_it, message):
     root = tmp_path / "batches"
     write_batches(root, cifar10.read(folder), 2)

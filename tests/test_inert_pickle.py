@@ -2,6 +2,7 @@
 import argparse
 import os
 import pickle
+import struct
 import subprocess
 import time
 
@@ -62,12 +63,64 @@ def test_odd_pickles_are_one_sentence(tmp_path, data, reason):
         read_weights(str(path))
 
 
-def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
-    # t = (t, t), fifty times over: 2^50 leaves for hash().
-    data = b"\x80\x02})q\x000" + b"h\x00h\x00\x86q\x000" * 50 + b"h\x00K\x01s."
+# t = (t, t), fifty times over: 2^50 leaves for hash(), str() and repr(). It is memo 0.
+DOUBLED = b")q\x000" + b"h\x00h\x00\x86q\x000" * 50
+
+
+@pytest.mark.parametrize("data, reason", [
+    (b"}" + DOUBLED + b"h\x00K\x01s.", "dictionary key of type tuple"),
+    (DOUBLED + b"h\x00h\x00\x93.", "a global whose name is no text"),
+    (DOUBLED + b"X\x05\x00\x00\x00torchh\x00\x93.", "a global whose name is no text"),
+    (DOUBLED + b"cnumpy\ndtype\n(h\x00K\x00K\x01tR.", "a numpy dtype that is no text")])
+def test_what_takes_for_ever_to_hash_or_to_write_is_refused(tmp_path, data, reason):
     path = tmp_path / "bomb.pkl"
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="dictionary key of type tuple"):
+    path.write_bytes(b"\x80\x02" + data)
+    with pytest.raises(UserError, match=reason):
+        read_weights(str(path))
+
+
+def test_storages_that_take_for_ever_to_write_are_refused(tmp_path):
+    path = tmp_path / "bomb.pth"
+    path.write_bytes(legacy(pickle.dumps({}, 2), b"\x80\x02]" + DOUBLED + b"h\x00a."))
+    with pytest.raises(UserError, match="list of storages does not fit"):
+        read_weights(str(path))
+
+
+@pytest.mark.parametrize("key", [b"G" + struct.pack(">d", float("nan")), b"\x8a\x09" + b"\x01" * 9],
+                         ids=["NaN", "large"])
+def test_keys_whose_hashes_can_be_made_to_collide_are_refused(tmp_path, key):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(b"\x80\x02}" + key + b"K\x01s.")
+    with pytest.raises(UserError, match="dictionary key that is NaN or a huge number"):
+        read_weights(str(path))
+
+
+TEXT = b"X" + struct.pack("<I", 1 << 17) + b"a" * (1 << 17)
+MANY = b"(" + b"N" * (1 << 17)
+PAIRS = b"](" + b"h\x07" * (1 << 16) + b"e"
+STATE = b"(K\x01J\x00\x00\x02\x00\x85cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R\x89"
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("_codecs\nencode", TEXT + b"X\x06\x00\x00\x00latin1\x86"),
+    ("torch\nSize", b"]" + MANY + b"e\x85"), ("torch\nSize", TEXT + b"\x85"),
+    ("collections\nOrderedDict", b"X\x01\x00\x00\x00a\x89\x86q\x070" + PAIRS + b"\x85"),
+    ("argparse\nNamespace", MANY + b"t"),
+], ids=["encode", "Size of list", "Size of text", "OrderedDict", "any"])
+def test_constructors_may_not_copy_what_the_pickle_holds_once(tmp_path, name, arguments):
+    path, calls = tmp_path / "bomb.pkl", 2000
+    path.write_bytes(b"\x80\x02" + arguments + b"q\x01" + f"0c{name}\nq\x020](".encode()
+                     + b"h\x02h\x01R" * calls + b"e.")
+    with pytest.raises(UserError, match="unfolds to far more than it holds"):
+        read_weights(str(path))
+
+
+def test_states_may_not_copy_what_the_pickle_holds_once(tmp_path):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(b"\x80\x02" + STATE + TEXT + b"tq\x010cnumpy\nndarray\n0"
+                     + b"cnumpy.core.multiarray\n_reconstruct\nq\x020]("
+                     + b"h\x02)Rh\x01b" * 2000 + b"e.")
+    with pytest.raises(UserError, match="unfolds to far more than it holds"):
         read_weights(str(path))
 
 

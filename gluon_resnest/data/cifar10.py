@@ -103,7 +103,9 @@ def _from_batches(read_bytes, path):
     """Reads the python batches; `read_bytes` gives the bytes of one by its name."""
     try:
         names = inert_pickle.load(io.BytesIO(read_bytes(_META)), CONSTRUCTORS)["label_names"]
-        order = np.argsort(np.argsort(names))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("label_names that are no list of texts")
+        order = np.argsort(sorted(range(len(names)), key=names.__getitem__))
         return {part: _unpacked([inert_pickle.load(io.BytesIO(read_bytes(name)), CONSTRUCTORS)
                                  for name in _BATCHES[part]], order, tuple(sorted(names)))
                 for part in PARTS}
@@ -116,7 +118,10 @@ def _unpacked(batches, order, names):
     arrays = [batch["data"].value if isinstance(batch["data"], ArrayShell) else None
               for batch in batches]
     pixels = np.concatenate(arrays).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-    labels = order[np.concatenate([batch["labels"] for batch in batches])]
+    labels = [label for batch in batches for label in batch["labels"]]
+    if not all(isinstance(label, int) and 0 <= label < len(names) for label in labels):
+        raise ValueError(f"labels that are no numbers from 0 to {len(names) - 1}")
+    labels = order[labels]
     if pixels.dtype != np.uint8 or len(labels) != len(pixels):
         raise ValueError(f"{pixels.dtype} pixels of {len(pixels)} images, {len(labels)} labels")
     return Images(np.ascontiguousarray(pixels), labels.astype(np.int64), names)

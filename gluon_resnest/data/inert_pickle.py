@@ -2,7 +2,9 @@
 
 Nothing is imported and no `__reduce__` callable of the file runs. A global named by the file is
 looked up in a table of our own constructors; a name outside the table ends the reading. Opcodes
-for text protocols, extension registries and out-of-band buffers are refused as well.
+for text protocols, extension registries and out-of-band buffers are refused as well. What goes into
+constructors, which may copy it, is bounded by a multiple of what was read: two bytes of a pickle
+can name megabytes that it holds once.
 """
 import pickletools
 from typing import Any, Callable, Dict, NamedTuple
@@ -10,6 +12,10 @@ from typing import Any, Callable, Dict, NamedTuple
 from gluon_resnest.errors import UserError
 
 MAX_OPCODES = 20_000_000
+MAX_GROWTH = 16                     # bytes given to constructors per byte of the pickle
+_SMALL = 1 << 16                    # bytes that are always granted
+_POINTER_BYTES = 8
+_MAX_KEY = 1 << 64                  # hashes of larger whole numbers can be made to collide
 
 
 class Global(NamedTuple):
@@ -50,9 +56,10 @@ _ALLOWED = _LITERALS.union(_CONSTANTS, _EMPTY, _SHORT_TUPLES, (
 class _Machine:
     """The stack, the memo, and one method for every group of opcodes."""
 
-    def __init__(self, constructors: Dict[str, Callable], persistent: Callable):
+    def __init__(self, stream, constructors: Dict[str, Callable], persistent: Callable):
         self.stack, self.memo = [], {}
         self.constructors, self.persistent = constructors, persistent
+        self.stream, self.start, self.given = stream, stream.tell(), 0
 
     def pop(self, count=None):
         """Pops one value, or a list of `count` values in their order."""
@@ -86,10 +93,22 @@ class _Machine:
                             "of harmless ones, so it was not read; save a plain state_dict")
         return Global(name, self.constructors[name])
 
+    def spend(self, values):
+        """Counts what a constructor gets and ends the reading if that is too much."""
+        self.given += _POINTER_BYTES * len(values) + sum(map(_extent, values))
+        if self.given > MAX_GROWTH * (self.stream.tell() - self.start) + _SMALL:
+            raise UserError("the pickle unfolds to far more than it holds, as no weight file does, "
+                            "so it was not read; save a plain state_dict")
+
     def call(self, function, args):
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise TypeError("a call of something that is no global")
+        self.spend(args)
         return function.build(*args)
+
+    def set_state(self, target, state):
+        self.spend(state if isinstance(state, (tuple, list)) else (state,))
+        target.build(state)
 
     def set_items(self, pairs):
         target = self.top(dict)
@@ -99,6 +118,8 @@ class _Machine:
             # A shared nested tuple takes exponential time to hash.
             if not isinstance(key, (str, int, float, type(None))):
                 raise TypeError(f"a dictionary key of type {type(key).__name__}")
+            if not isinstance(key, (str, type(None))) and not -_MAX_KEY < key < _MAX_KEY:
+                raise TypeError("a dictionary key that is NaN or a huge number")
             target[key] = value
 
     def step(self, name, arg):
@@ -137,18 +158,28 @@ class _Machine:
         elif name == "GLOBAL":
             push(self.find(arg.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
-            push(self.find(".".join(map(str, self.pop(2)))))
+            names = self.pop(2)
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("a global whose name is no text")
+            push(self.find(".".join(names)))
         elif name in ("REDUCE", "NEWOBJ"):
             function, args = self.pop(2)
             push(self.call(function, args))
         elif name == "BUILD":
             state = self.pop()
             if isinstance(self.top(object), Shell):
-                self.stack[-1].build(state)
+                self.set_state(self.stack[-1], state)
         elif name == "BINPERSID":
             push(self.persistent(self.pop()))
         elif name == "POP":
             self.stack.pop()
+
+
+def _extent(value):
+    """Returns how many bytes a copy of a value takes that shares what it holds."""
+    if isinstance(value, (str, bytes, bytearray)):
+        return len(value)
+    return _POINTER_BYTES * len(value) if isinstance(value, (tuple, list, dict)) else 0
 
 
 def _opcodes(stream):
@@ -182,9 +213,10 @@ def load(stream, constructors: Dict[str, Callable], persistent: Callable = _no_p
       persistent: callable that answers the file's persistent ids.
 
     Raises:
-      UserError: a global or opcode outside the lists, or a damaged pickle.
+      UserError: a global or opcode outside the lists, a damaged pickle, or one that unfolds to
+        far more than its bytes.
     """
-    machine = _Machine(constructors, persistent)
+    machine = _Machine(stream, constructors, persistent)
     try:
         for name, arg in _opcodes(stream):
             machine.step(name, arg)

@@ -13,8 +13,10 @@ class _DType(Shell):
     """numpy.dtype: a code of `_CODES`, then a state with the byte order."""
 
     def __init__(self, code, *unused):
+        if not isinstance(code, str):       # a shared nested tuple takes exponential time to hash
+            raise TypeError("a numpy dtype that is no text")
         if code not in _CODES:
-            raise UserError(f"an array has numpy dtype {code!r}; only plain numbers are read")
+            raise UserError(f"an array has numpy dtype {code[:20]!r}; only plain numbers are read")
         self.code, self.byteorder = code, "="
 
     def build(self, state):

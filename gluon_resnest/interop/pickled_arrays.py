@@ -90,6 +90,8 @@ def storage_from(identity: Any) -> Storage:
 def _tensor(storage, offset, size, stride, *unused):
     if not isinstance(storage, Storage):
         raise TypeError("a tensor without a storage")
+    if not isinstance(size, (tuple, list)) or not isinstance(stride, (tuple, list)):
+        raise TypeError("a tensor without size or stride")
     return TensorRef(storage, offset, tuple(size), tuple(stride))
 
 

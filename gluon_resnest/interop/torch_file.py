@@ -93,7 +93,8 @@ def read_legacy(stream, size: int) -> Any:
 
     tree = inert_pickle.load(head, CONSTRUCTORS, persistent)
     keys = inert_pickle.load(head, {})
-    if not isinstance(keys, list) or sorted(map(repr, keys)) != sorted(map(repr, wanted)):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or (
+            sorted(keys) != sorted(wanted)):
         raise UserError("the list of storages does not fit the tensors; get the file again")
     flats = {}
     for key in keys:
