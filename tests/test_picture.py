@@ -1,5 +1,6 @@
 """Boxes of encoded images against the whole decoded by Pillow, with and without libturbojpeg."""
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -62,8 +63,9 @@ def test_a_box_is_a_part_of_the_whole(picture):
     np.testing.assert_array_equal(ours[box], whole[box])
 
 
-@pytest.mark.parametrize("mode, kind", [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"),
-                                        ("RGB", "PNG"), ("L", "BMP")])
+@pytest.mark.parametrize("mode, kind", [
+    ("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("L", "BMP"), ("RGB", "WEBP"),
+    ("L", "GIF"), ("RGB", "TIFF"), ("RGB", "PPM")])
 def test_every_kind_is_read(library, mode, kind):
     data = encoded(mode, 21, 34, kind=kind)
     np.testing.assert_array_equal(Picture(data)[5:20, 1:34], images.decode(data)[5:20, 1:34])
@@ -94,6 +96,44 @@ def test_truncated_files_are_refused(library, share):
 def test_what_is_no_image_is_refused(library, data):
     with pytest.raises(BadImage):
         Picture(data)
+
+
+def test_every_suffix_that_is_looked_for_is_of_a_known_format():
+    Image.init()
+    assert {Image.EXTENSION[suffix] for suffix in images.SUFFIXES} <= set(images.FORMATS)
+
+
+def test_a_camera_s_picture_of_several_is_read_as_its_first(library):
+    stored, shown = io.BytesIO(), Image.effect_noise((34, 21), 90).convert("RGB")
+    shown.save(stored, "MPO", save_all=True, append_images=[Image.new("RGB", (34, 21))])
+    assert images.kind(stored.getvalue()) == ("MPO", "RGB")
+    difference = images.decode(stored.getvalue()).astype(int) - np.asarray(shown)
+    assert abs(difference).mean() < 10
+    np.testing.assert_array_equal(Picture(stored.getvalue())[2:20, 3:30],
+                                  images.decode(stored.getvalue())[2:20, 3:30])
+
+
+@pytest.mark.parametrize("kind", ["EPS", "DDS", "ICO", "TGA", "PDF"])
+def test_formats_that_are_no_pictures_are_not_opened(library, kind):
+    """EPS would start Ghostscript, DDS divide by zero."""
+    data = encoded("RGB", 16, 16, kind=kind)
+    for read in (Picture, images.decode, images.decode_labels, images.kind):
+        with pytest.raises(BadImage, match="no image of a known format .JPEG, PNG, BMP"):
+            read(data)
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError, NotImplementedError, IndexError, KeyError,
+                                   struct.error, TypeError, EOFError])
+@pytest.mark.parametrize("place", ["Image.open", "PngImagePlugin.PngImageFile.load"])
+def test_whatever_pillow_stumbles_over_is_damage(monkeypatch, fault, place):
+    def stumble(*_, **__):
+        raise fault("x")
+
+    data = encoded("L", 16, 16, kind="PNG")
+    monkeypatch.setattr(f"PIL.{place}", stumble)
+    for read in (images.decode, images.decode_labels):
+        with pytest.raises(BadImage, match="damaged image"):
+            read(data)
 
 
 def test_damage_inside_is_judged_by_pillow(library):

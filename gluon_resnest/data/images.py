@@ -7,6 +7,7 @@ same pixels, only where they are needed.
 """
 import contextlib
 import io
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,13 @@ from gluon_resnest.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
-_FAULTS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Of Pillow's formats those of pictures; others start programs (EPS) or break in many ways. JPEG
+# includes the MPO of cameras.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+
+# What Pillow raises at damaged files, on purpose or not.
+_FAULTS = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError,
+           NotImplementedError, struct.error, Image.DecompressionBombError)
 
 
 class BadImage(Exception):
@@ -92,7 +99,7 @@ def decode(data):
     MXNet does.
 
     Args:
-      data: bytes of a JPEG, PNG, BMP, WebP or anything else Pillow reads.
+      data: bytes of a file of one of FORMATS.
 
     Returns:
       uint8 (H, W, 3), RGB.
@@ -171,8 +178,9 @@ def _strict():
 
 def _opened(data):
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise BadImage(f"{len(data)} bytes that are no image of a known format") from error
+        raise BadImage(f"{len(data)} bytes that are no image of a known format "
+                       f"({', '.join(FORMATS)})") from error
     except _FAULTS as error:
         raise BadImage(f"damaged image: {error}") from error
