@@ -385,8 +385,10 @@ def _claim(workdir, recipe, run):
     before = _read_config(workdir)["recipe"]
     # A field that was added since that run began had its default value there.
     before = {**{field.name: field.default for field in dataclasses.fields(recipe)}, **before}
+    # What its numbers are said to come from may have been mended since, and trains nothing.
     changed = [f"{name}: {before[name]!r} there, {value!r} now"
-               for name, value in config["recipe"].items() if before[name] != value]
+               for name, value in config["recipe"].items()
+               if before[name] != value and name != "source"]
     if changed:
         raise UserError(f"--workdir {workdir} holds a run of another recipe ({'; '.join(changed)}"
                         "); give another directory, or the same recipe")

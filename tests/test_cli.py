@@ -282,6 +282,13 @@ def test_workdir_of_another_recipe(capsys, tmp_path, rec):
     assert_one_sentence(run(capsys, *words), "epochs: 1 there, 2 now")
 
 
+def test_a_run_goes_on_when_the_source_of_its_numbers_is_told_otherwise(capsys, tmp_path, rec):
+    words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
+    run(capsys, *words)
+    code, _, err = run(capsys, *words, "--source", "another page")
+    assert code == 0, err
+
+
 def test_a_mistake_before_the_first_checkpoint_does_not_claim_the_workdir(capsys, tmp_path, rec):
     words = [*TINY, "--rec-train", rec, "--workdir", tmp_path / "run"]
     assert_one_sentence(run(capsys, *words, "--epochs", "1"), "--rec-val")
