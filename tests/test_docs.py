@@ -14,6 +14,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"((?:tools|recipes)/\w+\.py)([^|;&>#\n]*)")
 _FLAG = re.compile(r"(?<!\S)(--[a-z][\w-]*)")
 
@@ -59,6 +60,15 @@ def test_links_lead_somewhere(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_are_known(name):
     assert wrong_commands((ROOT / name).read_text()) == []
+
+
+@pytest.mark.parametrize("name, result, shape", [
+    ("README.md", "scores", (2, 10)), ("docs/pose.md", "joints", (1, 17, 3)),
+    ("docs/segmentation.md", "logits", (1, 150, 96, 128))])
+def test_the_first_python_block_of_a_page_runs(name, result, shape):
+    names = {}
+    exec(_PYTHON.search((ROOT / name).read_text()).group(1), names)
+    assert names[result].shape == shape
 
 
 @pytest.mark.parametrize("name", NAMES)
