@@ -28,28 +28,30 @@ Published accuracies; MACs and parameters as printed, and as measured by us wher
 (ResNeSt at crops other than 224)."""
 
 _EXAMPLE = f"resnest50-{zoo.VARIANTS['resnest50'].weights.sha1[0][:8]}"
+_MIRROR = store.MIRROR_VARIABLE
 
 GETTING_WEIGHTS = f"""## Getting weights
 
 `get_model(NAME, pretrained=True)`, `--weights published` and a name after `--backbone-weights` take
 the published file of a network from a folder, and download it there if it is missing. **Do not
 count on the download**: GluonCV's server was reported dead in February 2024 (dmlc/gluon-cv#1778),
-links of the authors earlier (zhanghang1989/ResNeSt#153, #183). Neither server was tried here. What
-is not to be had is one sentence with all that was tried.
+links of the authors earlier (zhanghang1989/ResNeSt#153, #183). Neither server was tried here. A
+file that is not to be had is reported in one sentence with all that was tried.
 
 | | |
 | --- | --- |
-| folder | `$MXNET_HOME/models`, or `~/.mxnet/models` where `MXNET_HOME` is not set; GluonCV's, too |
+| folder | `$MXNET_HOME/models`, or `~/.mxnet/models` where that is not set; GluonCV's, too |
 | file | `NAME-HASH8.params`, as `{_EXAMPLE}.params`: the first 8 digits of the SHA-1 below |
 | check | the SHA-1 of the content is the published one; **another file of that name is deleted** |
-| mirror | `{store.MIRROR_VARIABLE}=FOLDER` or a URL: there `NAME-HASH8.params`, else `.zip`, is looked for first |
+| mirror | `{_MIRROR}=FOLDER` or `=URL`, asked first: `NAME-HASH8.params`, else `.zip` |
 
 A file of PyTorch or timm is converted, and then given by its path; it needs no torch. It does not
 belong in that folder, because its SHA-1 is another one:
 
 ```
 python tools/convert_weights.py resnest50-528c19ca.pth resnest50.params
-python recipes/imagenet.py --model resnest50 --eval-only --weights resnest50.params --rec-val val.rec
+python recipes/imagenet.py --model resnest50 --eval-only --rec-val val.rec \\
+    --weights resnest50.params
 ```
 
 In Python, `gluon_resnest.zoo.load_weights(net, "resnest50", "resnest50.params")` loads a path or a
