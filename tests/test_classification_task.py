@@ -26,7 +26,7 @@ RECIPE = ClassificationRecipe(
     network="resnest_tiny", source="a test", classes=5, epochs=10, batch=4, warmup_epochs=2.0,
     crop_px=32, eval_px=40, auto_augment="none")
 RUN = argparse.Namespace(data="synthetic", synthetic_steps=3, data_workers=0, device="cpu",
-                         weights=None, eval_only=False, eval_batch=2, rec_train=None, rec_val=None,
+                         weights=None, eval_only=False, workdir=None, eval_batch=2, rec_train=None, rec_val=None,
                          teacher_weights=None)
 
 
@@ -226,7 +226,9 @@ def test_every_recipe_names_a_network_and_a_source():
     from test_cli import RECIPES
     for name, recipe in RECIPES.items():
         assert recipe.network in VARIANTS, name
-        assert recipe.source and recipe.expect_top1, name
+        assert recipe.source, name
+        # What only starts the baselines of other tasks has no published accuracy.
+        assert (recipe.expect_top1 is None) == recipe.source.startswith("backbone of the"), name
 
 
 def worker(folder):
