@@ -26,8 +26,8 @@ RECIPE = ClassificationRecipe(
     network="resnest_tiny", source="a test", classes=5, epochs=10, batch=4, warmup_epochs=2.0,
     crop_px=32, eval_px=40, auto_augment="none")
 RUN = argparse.Namespace(data="synthetic", synthetic_steps=3, data_workers=0, device="cpu",
-                         weights=None, eval_only=False, workdir=None, eval_batch=2, rec_train=None, rec_val=None,
-                         teacher_weights=None)
+                         weights=None, eval_only=False, workdir=None, eval_batch=2,
+                         rec_train=None, rec_val=None, teacher_weights=None)
 
 
 def make_task(recipe=RECIPE, comm=None, **run):
