@@ -78,6 +78,26 @@ def test_attribute_out_of_range_is_refused(document, name, key, text, expected):
         parse_graph(json.dumps(document))
 
 
+@pytest.mark.parametrize("axes", ["(0, 0, 1, 1)", "(0, 1, 2)", "(0, 1, 2, 4)"])
+def test_a_transposition_is_of_all_axes_once(axes):
+    document = json.loads(mx.sym.transpose(mx.sym.var("data"), axes=(0, 2, 3, 1)).tojson())
+    parse_graph(json.dumps(document))
+    document["nodes"][1]["attrs"]["axes"] = axes        # ends the process in MXNet
+    with pytest.raises(BadGraph, match="expected each of the integers from 0 to 3 once"):
+        parse_graph(json.dumps(document))
+
+
+def test_regions_that_are_parameters_are_refused():
+    """Their image numbers would have MXNet read beyond the maps."""
+    maps, regions = mx.sym.var("data"), mx.sym.var("regions")
+    align = dict(pooled_size=(2, 2), spatial_scale=0.5)
+    computed = mx.sym.contrib.ROIAlign(maps, mx.sym.relu(regions), **align)
+    parse_graph(computed.tojson())
+    given = mx.sym.contrib.ROIAlign(maps, regions, **align)
+    with pytest.raises(BadGraph, match="are parameters; expected computed ones"):
+        parse_graph(given.tojson())
+
+
 def _head_output(document):
     document["heads"] = [[document["heads"][0][0], 5000, 0]]      # SIGBUS in MXNet
 

@@ -5,7 +5,8 @@
     PREFIX.json          the card
     PREFIX.onnx          instead of the first two, where it was exported for ONNX engines
 
-The files may come from anybody: all three are checked before MXNet sees them.
+The files may come from anybody: all three are checked before MXNet sees them. Not seen is a graph
+that computes regions of images that do not exist, for ROIAlign: run foreign detectors apart.
 """
 import dataclasses
 import json

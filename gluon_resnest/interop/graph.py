@@ -140,6 +140,9 @@ def _graph(document, outputs):
     entries = [_entry(head, checked, "its output") for head in heads]
     _require(all(output == 0 for _, output in entries), "its output is one part of a split")
     _require(all(checked[head].op != "null" for head, _ in entries), "its output is a variable")
+    for node in checked:        # a region is of the image its first number names: MXNet believes it
+        _require(node.op != "_contrib_ROIAlign" or checked[node.inputs[1][0]].op != "null",
+                 f"the regions of {node.name} are parameters; expected computed ones")
     (first, _), *more = entries
     return Graph(tuple(checked), first, tuple(index for index, _ in more))
 
@@ -208,6 +211,14 @@ def _numbers(low, high, lengths=(1,)):
         return len(numbers) in lengths and all(low <= number <= high for number in numbers)
     size = "" if lengths == (1,) else f" ({' or '.join(map(str, lengths))} of them)"
     return _Check(f"integers from {low} to {high}{size}", test)
+
+
+def _permutation(length):
+    """Passes each of 0 ... length - 1 once; MXNet ends the process where one comes twice."""
+    def test(text):
+        return numbers(text) and sorted(map(int, re.findall(r"\d+", text))) == list(range(length))
+    numbers = _numbers(0, length - 1, (length,))
+    return _Check(f"each of the integers from 0 to {length - 1} once", test)
 
 
 def _real(low, high):
@@ -329,7 +340,7 @@ OPERATORS = {
         "lhs_begin", "lhs_end", "rhs_begin", "rhs_end")}),
     "slice_like": _Rule((2, 2), {"axes": _numbers(0, 3, (1, 2))}, ("axes",)),
     "stack": _Rule((1, 64), {"axis": _AXIS, "num_args": _numbers(1, 64)}, ("num_args",)),
-    "transpose": _Rule((1, 1), {"axes": _numbers(0, 3, (4,))}, ("axes",)),
+    "transpose": _Rule((1, 1), {"axes": _permutation(4)}, ("axes",)),
     "where": _Rule((3, 3), {}),
     **{op: _REDUCE for op in ("sum", "mean", "max")},
     **{op: _UNARY for op in ("Flatten", "sigmoid", "relu", "exp", "tanh", "_copy", "BlockGrad",
