@@ -138,14 +138,16 @@ def test_images_without_objects_and_with_crowds_alone_are_judged():
 
 def test_files_of_results_are_looked_at():
     boxes, masks = true_results()
-    assert check_results(boxes, "x") == ["bbox"] and check_results(masks, "x") == ["segm"]
-    assert check_results([{**boxes[0], **masks[0]}], "x") == ["bbox", "segm"]
-    assert check_results([], "x") == ["bbox"]
+    truth = ground_truth(SOURCE)
+    assert check_results(boxes, "x", truth) == ["bbox"]
+    assert check_results(masks, "x", truth) == ["segm"]
+    assert check_results([{**boxes[0], **masks[0]}], "x", truth) == ["bbox", "segm"]
+    assert check_results([], "x", truth) == ["bbox"]
     for wrong in ({}, [1], [{"image_id": 1, "bbox": [0, 0, 1, 1]}], boxes[:1] + masks[:1]):
         with pytest.raises(UserError, match="no list of results"):
-            check_results(wrong, "x.json")
+            check_results(wrong, "x.json", truth)
     with pytest.raises(UserError, match="speak of image 77"):
-        coco_ap(ground_truth(SOURCE), [{**boxes[0], "image_id": 77}], "bbox")
+        coco_ap(truth, [{**boxes[0], "image_id": 77}], "bbox")
 
 
 def test_each_proposal_finds_one_object_and_the_best_pair_comes_first():
