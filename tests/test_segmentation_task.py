@@ -15,7 +15,7 @@ from mxnet import autograd, nd
 from mxnet.gluon import nn
 from PIL import Image
 
-from gluon_resnest import cli
+from gluon_resnest import cli, losses
 from gluon_resnest.config import ClassificationRecipe, SegmentationRecipe
 from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.engine.comm import connect
@@ -181,8 +181,8 @@ def example():
     return rng.standard_normal((2, 4, 5, 6)) * 2, rng.randint(-1, 4, (2, 5, 6))
 
 
-def gradient_of(loss, logits, labels):
-    x = nd.array(logits)
+def gradient_of(loss, logits, labels, dtype="float32"):
+    x = nd.array(logits, dtype=dtype)
     x.attach_grad()
     with autograd.record():
         total = loss(x, nd.array(labels))
@@ -190,20 +190,69 @@ def gradient_of(loss, logits, labels):
     return total.asscalar(), x.grad.asnumpy()
 
 
-def test_loss_and_gradient_equal_the_numpy_twin(hybridize):
+@pytest.fixture(params=[1 << 20, 50, 1], ids=["whole", "strips of two rows", "of one row"])
+def strips(request, monkeypatch):
+    monkeypatch.setattr(losses, "_STRIP_NUMBERS", {"cpu": request.param})
+    losses._strips.cache_clear()
+    yield
+    losses._strips.cache_clear()
+
+
+def test_loss_and_gradient_equal_the_numpy_twin(strips):
     loss, (logits, labels) = PixelCrossEntropy(), example()
-    if hybridize:
-        loss.hybridize()
     total, gradient = gradient_of(loss, logits, labels)
     assert total == pytest.approx(cross_entropy(logits, labels).sum(), rel=1e-5)
     np.testing.assert_allclose(gradient, cross_entropy_gradient(logits, labels), atol=ATOL)
 
 
+@pytest.mark.parametrize("size", [(5, 6), (17, 11), (9, 24), (1, 6), (3, 2)])
+def test_logits_are_enlarged_as_by_the_operator(size, strips):
+    """The twin enlarges by MXNet's operator and has MXNet's gradient of it."""
+    rng = np.random.RandomState(1)
+    logits, labels = example()[0], rng.randint(-1, 4, (2, *size))
+    x = nd.array(logits)
+    x.attach_grad()
+    with autograd.record():
+        enlarged = nd.contrib.BilinearResize2D(x, height=size[0], width=size[1])
+    enlarged.backward(nd.array(cross_entropy_gradient(enlarged.asnumpy().astype(float), labels)))
+    total, gradient = gradient_of(PixelCrossEntropy(), logits, labels)
+    assert total == pytest.approx(cross_entropy(enlarged.asnumpy(), labels).sum(), rel=1e-4)
+    np.testing.assert_allclose(gradient, x.grad.asnumpy(), atol=2e-5)
+
+
+def test_value_needs_no_recording_and_the_gradient_follows_what_arrives():
+    loss, (logits, labels) = PixelCrossEntropy(), example()
+    total, gradient = gradient_of(loss, logits, labels)
+    assert loss(nd.array(logits), nd.array(labels)).asscalar() == total
+    _, thrice = gradient_of(lambda *arrays: 3 * loss(*arrays), logits, labels)
+    np.testing.assert_allclose(thrice, 3 * gradient, rtol=1e-6)
+
+
+def test_hopeless_pixels_have_the_exact_gradient_and_a_finite_loss():
+    logits, labels = np.zeros((1, 3, 1, 2)), np.array([[[1, 2]]])
+    logits[0, :, 0, 0] = 500, -500, 0
+    total, gradient = gradient_of(PixelCrossEntropy(), logits, labels)
+    assert total == pytest.approx(-np.log(np.finfo(np.float32).tiny) + np.log(3), rel=1e-5)
+    np.testing.assert_allclose(gradient[0, :, 0, 0], (1, -1, 0), atol=1e-7)
+
+
+def test_what_is_not_finite_is_not_hidden():
+    logits, labels = example()
+    logits[0, 1, 2, 3], labels[0, 2, 3] = np.nan, 1
+    assert np.isnan(gradient_of(PixelCrossEntropy(), logits, labels)[0])
+
+
+def test_half_precision_logits_are_summed_up_in_float32():
+    logits, labels = example()
+    total, gradient = gradient_of(PixelCrossEntropy(), logits, labels, "float16")
+    assert total.dtype == np.float32 and gradient.dtype == np.float16
+    assert total == pytest.approx(cross_entropy(logits, labels).sum(), rel=1e-3)
+    np.testing.assert_allclose(gradient, cross_entropy_gradient(logits, labels), atol=2e-3)
+
+
 @pytest.mark.parametrize("options", [{}, {"easy": 0.5, "keep": 3}])
-def test_ignored_pixels_have_exactly_zero_gradient(options, hybridize):
+def test_ignored_pixels_have_exactly_zero_gradient(options, strips):
     loss, (logits, labels) = PixelCrossEntropy(**options), example()
-    if hybridize:
-        loss.hybridize()
     _, gradient = gradient_of(loss, logits, labels)
     assert (gradient.transpose(0, 2, 3, 1)[labels < 0] == 0).all()
     total, gradient = gradient_of(loss, logits, np.full_like(labels, -1))
@@ -211,10 +260,8 @@ def test_ignored_pixels_have_exactly_zero_gradient(options, hybridize):
 
 
 @pytest.mark.parametrize("easy, keep", [(0.3, 1), (0.3, 12), (0.9, 30), (0.01, 5)])
-def test_mining_keeps_hard_pixels_and_the_hardest_of_each_image(easy, keep, hybridize):
+def test_mining_keeps_hard_pixels_and_the_hardest_of_each_image(easy, keep, strips):
     loss, (logits, labels) = PixelCrossEntropy(easy, keep), example()
-    if hybridize:
-        loss.hybridize()
     losses = cross_entropy(logits, labels)
     kept = np.zeros_like(labels, bool)
     for number, image in enumerate(losses):

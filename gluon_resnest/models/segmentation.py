@@ -92,20 +92,23 @@ class Segmenter(TwoGraphs):
       backbone: a `resnest.Backbone`, or another segmenter; its stages become this block's too.
       head: block of HEADS.
       auxlayer: second head that only training listens to, or None.
+      enlarge: whether logits have the image's size, or that of the maps they are made of.
     """
 
     features = Backbone.features
 
-    def __init__(self, backbone, head, auxlayer=None):
+    def __init__(self, backbone, head, auxlayer=None, enlarge=True):
         super().__init__(prefix="segmenter_")
         _adopt(self, backbone)
         self.head = head
         self.auxlayer = auxlayer
+        self._enlarge = enlarge
 
     def hybrid_forward(self, F, x):
         maps = self.features(x)
-        outputs = tuple(resize_like(F, head(*(maps[level] for level in head.levels)), x)
-                        for head in self.heads())
+        outputs = tuple(head(*(maps[level] for level in head.levels)) for head in self.heads())
+        if self._enlarge:
+            outputs = tuple(resize_like(F, logits, x) for logits in outputs)
         return outputs if len(outputs) > 1 else outputs[0]
 
     def predict(self, x):
@@ -123,6 +126,10 @@ class Segmenter(TwoGraphs):
     def without_auxiliary(self):
         """Returns a segmenter of the same parameters that gives the logits only."""
         return Segmenter(self, self.head)
+
+    def before_enlarging(self):
+        """Returns a segmenter of the same parameters whose logits have their own size."""
+        return Segmenter(self, self.head, self.auxlayer, enlarge=False)
 
 
 def _adopt(block, backbone):

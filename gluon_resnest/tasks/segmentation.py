@@ -78,7 +78,8 @@ class Segmentation:
         enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
         self.net = _network(recipe, run, comm, self._context)
-        self.net.hybridize(static_alloc=True)
+        self._coarse = self.net.before_enlarging()
+        self._coarse.hybridize(static_alloc=True)
         logits = self.net.without_auxiliary()
         logits.hybridize(static_alloc=True)
         self._whole = WholeImage(
@@ -97,7 +98,6 @@ class Segmentation:
             recipe.optimizer, wd=recipe.wd, momentum=recipe.momentum, beta2=recipe.beta2))
         self._loss = PixelCrossEntropy(recipe.ohem_easy,
                                        min(recipe.ohem_keep, recipe.crop_px ** 2))
-        self._loss.hybridize()
 
     @property
     def lr_at(self):
@@ -130,7 +130,8 @@ class Segmentation:
         distributed.
         """
         images, labels, pixels = batch
-        main, auxiliary = (self._loss(logits, labels) / pixels.sum() for logits in self.net(images))
+        main, auxiliary = (self._loss(logits, labels) / pixels.sum()
+                           for logits in self._coarse(images))
         return {"loss": main, "auxiliary": self._recipe.aux_weight * auxiliary}
 
     def evaluate(self):
@@ -146,7 +147,7 @@ class Segmentation:
             self.net, self.params, self._comm,
             batches=self._recipe.precise_bn_batches if self._train else 0,
             loader=lambda: _training_data(self._recipe, self._run, self._comm),
-            forward=lambda batch: self.net(nd.array(batch.arrays[0], ctx=self._context)))
+            forward=lambda batch: self._coarse(nd.array(batch.arrays[0], ctx=self._context)))
         matrix, seen = ConfusionMatrix(self._recipe.classes), 0
         own = shard(len(self._val), self._comm.rank, self._comm.size)
         for image, labels in tqdm(read_ahead(self._val, own, self._readers), "evaluating",
