@@ -15,14 +15,15 @@ from mxnet import autograd, nd
 from mxnet.gluon import nn
 from PIL import Image
 
-from gluon_resnest import cli, losses
+from gluon_resnest import cli
 from gluon_resnest.config import ClassificationRecipe, SegmentationRecipe
 from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.engine.comm import connect
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update
 from gluon_resnest.interop.weights import save_parameters
-from gluon_resnest.losses import PixelCrossEntropy
+from gluon_resnest.models import pixel_loss
+from gluon_resnest.models.pixel_loss import PixelCrossEntropy
 from gluon_resnest.models.resnest import initialize as initialize_classifier
 from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.tasks.segmentation import CONFUSION, Segmentation
@@ -192,10 +193,10 @@ def gradient_of(loss, logits, labels, dtype="float32"):
 
 @pytest.fixture(params=[1 << 20, 50, 1], ids=["whole", "strips of two rows", "of one row"])
 def strips(request, monkeypatch):
-    monkeypatch.setattr(losses, "_STRIP_NUMBERS", {"cpu": request.param})
-    losses._strips.cache_clear()
+    monkeypatch.setattr(pixel_loss, "_STRIP_NUMBERS", {"cpu": request.param})
+    pixel_loss._strips.cache_clear()
     yield
-    losses._strips.cache_clear()
+    pixel_loss._strips.cache_clear()
 
 
 def test_loss_and_gradient_equal_the_numpy_twin(strips):

@@ -21,8 +21,8 @@ from gluon_resnest.engine.optim import Poly, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.files import write_whole
-from gluon_resnest.losses import PixelCrossEntropy
 from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixel_accuracy
+from gluon_resnest.models.pixel_loss import PixelCrossEntropy
 from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.models.whole_image import WholeImage
 from gluon_resnest.tasks.statistics import settle_statistics

@@ -8,7 +8,8 @@ from mxnet import nd
 
 from gluon_resnest.errors import UserError, check_count, nearest
 from gluon_resnest.models.detection.build import COCO_CLASSES, detector, norms_of
-from gluon_resnest.models.detection.semantic_head import LEVELS, SemanticHead, semantic_loss
+from gluon_resnest.models.detection.semantic_head import (
+    FACTOR, LEVELS, SemanticHead, semantic_loss, upsampled)
 from gluon_resnest.models.detection.sized import SizedImages, sizes_of
 from gluon_resnest.models.norm import norm_layer
 
@@ -76,7 +77,7 @@ class PanopticFPN(SizedImages):
         """
         maps = self.features(images)
         results = self.detector.losses_on(maps, sizes, objects, rngs, *counted)
-        loss = semantic_loss(self._pixels(nd, images, maps), labels)
+        loss = semantic_loss(self.semantic(*maps[:LEVELS]), labels)
         return {**results, "semantic": loss._replace(total=loss.total * self._weight)}
 
     def pixels(self, x):
@@ -89,7 +90,8 @@ class PanopticFPN(SizedImages):
         return (*found, self._pixels(F, x, maps))
 
     def _pixels(self, F, x, maps):
-        return F.slice_like(self.semantic(*maps[:LEVELS]), x, axes=(2, 3))
+        logits = upsampled(F, self.semantic(*maps[:LEVELS]), FACTOR)
+        return F.slice_like(logits, x, axes=(2, 3))
 
 
 def detector_name(name):

@@ -5,17 +5,20 @@ from mxnet.gluon import nn
 
 from gluon_resnest.models.detection.conv_norm import MSRA, ConvNorm, block_list
 from gluon_resnest.models.detection.losses import Loss
+from gluon_resnest.models.pixel_loss import PixelCrossEntropy
 
 LEVELS = 4              # p2 to p5
+FACTOR = 4              # stride of p2
 VOID = 255              # label of a pixel that neither trains nor counts
 
 
 class SemanticHead(nn.HybridBlock):
-    """[p2, ..., p5] to logits (N, classes, 4 h, 4 w), where p2 is (N, C, h, w).
+    """[p2, ..., p5] to logits (N, classes, h, w), where p2 is (N, C, h, w).
 
     Each map comes to the size of p2 by 3x3 convolutions with norm and ReLU, each followed by
-    twofold bilinear upsampling; p2 has one convolution and no upsampling. Their sum is classified
-    and upsampled four times. What is beyond a finer map is cut off, so that images of any size do.
+    twofold bilinear upsampling; p2 has one convolution and no upsampling. Their sum is classified.
+    What is beyond a finer map is cut off, so that images of any size do. FACTOR times as high and
+    wide, the logits have the size of the image.
 
     Args:
       in_channels: C.
@@ -40,7 +43,7 @@ class SemanticHead(nn.HybridBlock):
                 if level:
                     x = upsampled(F, x, 2)
             total = x if total is None else total + F.slice_like(x, total, axes=(2, 3))
-        return upsampled(F, self.logits(total), 4)
+        return self.logits(total)
 
 
 def upsampled(F, x, factor):
@@ -53,11 +56,14 @@ def semantic_loss(logits, labels):
     """Returns the `Loss` of all pixels but VOID: the sum of their cross entropies, their number.
 
     Args:
-      logits: NDArray (N, K, H, W).
-      labels: numpy (N, H, W), 0..K-1 or VOID.
+      logits: NDArray (N, K, h, w), before upsampling.
+      labels: numpy (N, H, W), 0..K-1 or VOID; at most FACTOR times as high and wide.
     """
     valid = labels != VOID
-    classes, counted = (nd.array(part, ctx=logits.context, dtype="float32")
-                        for part in (np.where(valid, labels, 0), valid))
-    entropy = -nd.pick(nd.log_softmax(logits, axis=1), classes, axis=1)
-    return Loss(nd.sum(entropy * counted), float(valid.sum()))
+    whole = np.full((len(labels), *(FACTOR * side for side in logits.shape[2:])), -1, np.float32)
+    whole[:, :labels.shape[1], :labels.shape[2]] = np.where(valid, labels, -1)
+    total = _ENTROPY(logits, nd.array(whole, ctx=logits.context))
+    return Loss(total, float(valid.sum()))
+
+
+_ENTROPY = PixelCrossEntropy(corners=False)
