@@ -193,10 +193,8 @@ def gradient_of(loss, logits, labels, dtype="float32"):
 
 @pytest.fixture(params=[1 << 20, 50, 1], ids=["whole", "strips of two rows", "of one row"])
 def strips(request, monkeypatch):
-    monkeypatch.setattr(pixel_loss, "_STRIP_NUMBERS", {"cpu": request.param})
-    pixel_loss._strips.cache_clear()
-    yield
-    pixel_loss._strips.cache_clear()
+    monkeypatch.setattr(pixel_loss, "_NUMBERS", {"cpu": request.param})
+    monkeypatch.setattr(pixel_loss, "_COLUMNS", max(1, request.param // 10))
 
 
 def test_loss_and_gradient_equal_the_numpy_twin(strips):

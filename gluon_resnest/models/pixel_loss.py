@@ -55,19 +55,21 @@ class PixelCrossEntropy:
         """Returns the sum of losses of an image and the gradient by its logits (h, w, K)."""
         height, width, classes = logits.shape
         rows, columns = labels.shape
-        across = _enlargement(width, columns, self._corners, logits.context)
-        across = nd.broadcast_to(across.expand_dims(0), (height, *across.shape))
-        wide = nd.batch_dot(across, logits).reshape((height, -1))           # (h, W * K)
-        strips = _strips(height, rows, self._corners, columns * classes, logits.context)
+        across = _strips(width, columns, self._corners, _COLUMNS, logits.context)
+        wide = nd.concat(*(
+            nd.batch_dot(_repeated(strip.matrix, height), _columns(logits, strip.band))
+            for strip in across), dim=1).reshape((height, -1))                  # (h, W * K)
+        step = max(1, _NUMBERS[logits.context.device_type] // (columns * classes))
+        strips = _strips(height, rows, self._corners, step, logits.context)
         counts = labels >= 0
         if self._easy_loss is not None:
             counts = counts * self._hard(nd.concat(*(
-                _negative_log(_own(_probabilities(wide, strip, classes), labels[strip.rows]))
+                _negative_log(_own(_probabilities(wide, strip, classes), labels[strip.places]))
                 for strip in strips), dim=0).reshape(labels.shape) * counts)
-        sums, gradient = [], nd.zeros_like(wide)
+        sums, gradient = [], nd.zeros_like(wide) if wants_gradient else None
         for strip in strips:
-            chances, own_labels = _probabilities(wide, strip, classes), labels[strip.rows]
-            own, counted = _own(chances, own_labels), counts[strip.rows].reshape(-1)
+            chances, own_labels = _probabilities(wide, strip, classes), labels[strip.places]
+            own, counted = _own(chances, own_labels), counts[strip.places].reshape(-1)
             sums.append(nd.sum(_negative_log(own) * counted))
             if wants_gradient:
                 difference = _minus_one_hot(chances, own, own_labels)
@@ -76,9 +78,13 @@ class PixelCrossEntropy:
                 band = gradient[strip.band]
                 band += nd.dot(strip.matrix, difference.reshape((len(own_labels), -1)),
                                transpose_a=True)
-        gradient = nd.batch_dot(across, gradient.reshape((height, columns, classes)),
-                                transpose_a=True)
-        return nd.add_n(*sums), gradient
+        if not wants_gradient:
+            return nd.add_n(*sums), None
+        gradient, narrow = gradient.reshape((height, columns, classes)), nd.zeros_like(logits)
+        for strip in across:
+            narrow[:, strip.band] += nd.batch_dot(
+                _repeated(strip.matrix, height), _columns(gradient, strip.places), transpose_a=True)
+        return nd.add_n(*sums), narrow
 
     def _hard(self, losses):
         hardest = nd.topk(losses.reshape(-1), k=self._keep, ret_typ="value")
@@ -86,16 +92,25 @@ class PixelCrossEntropy:
             losses, nd.clip(nd.min(hardest), 0, self._easy_loss).reshape((1, 1)))
 
 
-_STRIP_NUMBERS = {"cpu": 1 << 20, "gpu": 1 << 26}    # of the enlarged logits that exist at a time
+_NUMBERS = {"cpu": 1 << 20, "gpu": 1 << 26}    # of the enlarged logits that exist at a time
+_COLUMNS = 128                                 # a strip of logits is enlarged to
 _LEAST = np.finfo(np.float32).tiny
 
 
 class _Strip(NamedTuple):
-    """Rows of an image, the rows of its logits they depend on, and how much."""
+    """Places of the enlarged side, the places before that they depend on, and how much."""
 
-    rows: slice
+    places: slice
     band: slice
-    matrix: nd.NDArray      # (rows, band)
+    matrix: nd.NDArray      # (places, band)
+
+
+def _repeated(matrix, times):
+    return nd.broadcast_to(matrix.expand_dims(0), (times, *matrix.shape))
+
+
+def _columns(x, columns):
+    return nd.slice_axis(x, axis=1, begin=columns.start, end=columns.stop)
 
 
 def _probabilities(wide, strip, classes):
@@ -122,21 +137,15 @@ def _minus_one_hot(chances, own, labels):
 
 
 @functools.lru_cache(maxsize=64)
-def _enlargement(size, enlarged, corners, context):
-    return nd.array(_interpolation(size, enlarged, corners), ctx=context)
-
-
-@functools.lru_cache(maxsize=64)
-def _strips(size, enlarged, corners, numbers, context):
-    """Returns the strips of an image of so many rows, each of so many numbers."""
+def _strips(size, enlarged, corners, step, context):
+    """Cuts an enlarged side into strips of at most `step` places."""
     matrix = _interpolation(size, enlarged, corners)
-    step = max(1, _STRIP_NUMBERS[context.device_type] // numbers)
     strips = []
     for start in range(0, enlarged, step):
-        rows = slice(start, min(start + step, enlarged))
-        used = np.flatnonzero(matrix[rows].any(axis=0))
+        places = slice(start, min(start + step, enlarged))
+        used = np.flatnonzero(matrix[places].any(axis=0))
         band = slice(int(used[0]), int(used[-1]) + 1)
-        strips.append(_Strip(rows, band, nd.array(matrix[rows, band], ctx=context)))
+        strips.append(_Strip(places, band, nd.array(matrix[places, band], ctx=context)))
     return strips
 
 
