@@ -136,6 +136,12 @@ def test_mistakes_of_the_tools_are_sentences(tmp_path, exported):
              "no weights are published"),
             (["tools/predict.py", exported[1], "setup.py", "--protocol", "gluon"],
              "does not apply to"),
+            (["tools/predict.py", exported[1], "setup.py", "--threshold", "50"],
+             "--threshold must be from 0 to 1, got 50.0"),
+            (["tools/predict.py", exported[1], "setup.py", "--threshold", "nan"],
+             "--threshold must be from 0 to 1, got nan"),
+            (["tools/predict.py", exported[1], "setup.py", "--boxes", "x"],
+             "--boxes does not apply to"),
             (["tools/export_model.py", "--model", "faster_rcnn_fpn_resnest50_coco", "--out",
               tmp_path / "x"], "no weights are published")):
         done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, text=True,

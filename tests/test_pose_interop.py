@@ -18,7 +18,7 @@ from gluon_resnest.engine.comm import Comm
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop import deployed
+from gluon_resnest.interop import deployed, pose
 from gluon_resnest.interop.deploy.export import Plan, export_deployment
 from gluon_resnest.interop.export import export_network
 from gluon_resnest.interop.pose import PoseCard, PosePredictor, read_boxes, read_card
@@ -166,11 +166,36 @@ def test_drawing_shows_the_joints(exported, photo, tmp_path):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--crop", "224"], "--crop does not apply"), (["--weights", "x"], "--weights does not apply")])
-def test_flags_of_classifiers_are_refused(exported, photo, capsys, words, message):
+    (["--crop", "224"], "--crop does not apply"), (["--protocol", "torch"], "--protocol does not"),
+    (["--classes-file", "x"], "--classes-file does not"), (["--topk", "3"], "--topk does not"),
+    (["--threshold", "0.2"], "--threshold does not"), (["--explain", "x.png"], "--explain does"),
+    (["--weights", "x"], "--weights belongs to a zoo name")])
+def test_flags_of_other_networks_are_refused(exported, photo, capsys, words, message):
+    assert refused(capsys, exported[1], photo, *words).startswith(f"error: {message}")
+    if words[0] != "--weights":
+        assert message in refused(capsys, "simple_pose_resnest50", photo, *words)
+
+
+def refused(capsys, *words):
     with pytest.raises(SystemExit) as exit:
-        tool("predict").main([str(exported[1]), str(photo), *words])
-    assert exit.value.code == 2 and message in capsys.readouterr().err
+        tool("predict").main([str(word) for word in words])
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_boxes_of_other_images_are_refused(exported, photo, tmp_path, capsys):
+    (tmp_path / "boxes.json").write_text(json.dumps({"folder/photo.png": [[1, 2, 3, 4]]}))
+    error = refused(capsys, exported[1], photo, "--boxes", tmp_path / "boxes.json")
+    assert "has boxes for none of the 1 images, such as 'photo.png'" in error
+
+
+def test_a_crowd_is_looked_at_in_parts(exported, photo, monkeypatch):
+    predictor = PosePredictor.of_block(exported[0], CARD)
+    image = cv2.imread(str(photo))[..., ::-1]
+    boxes = np.random.RandomState(0).uniform(5, 40, (7, 4))
+    together = predictor.predict(image, boxes)
+    monkeypatch.setattr(pose, "_PERSONS", 3)
+    np.testing.assert_allclose(predictor.predict(image, boxes), together, atol=1e-4)
 
 
 def test_zoo_names_need_weights(photo, tmp_path, capsys):

@@ -182,14 +182,48 @@ def test_a_bad_picture_does_not_hide_the_good_ones(deploy, photos):
     assert "a.jpg\n   1 " in result.stdout
 
 
-def main_of(tool, *words):
-    """Runs a tool's main inside this process, which is faster; returns its SystemExit."""
+def test_answers_are_told_one_by_one_and_only_those_to_draw_are_kept(capsys, monkeypatch):
+    predict, told = load_tool("predict"), []
+    monkeypatch.setattr("gluon_resnest.interop.drawing.MAX_DRAWN", 2)
+
+    def answers():
+        for number in range(5):
+            yield Answer(Path(f"{number}.png"), (), "broken" if number == 1 else None)
+            told.append(capsys.readouterr().out)
+
+    flags = predict.parse(["x", "y", "--json", "--save", "z.png"])
+    result = predict.tell(answers(), flags, lambda answer: {"n": answer.file.stem}, None)
+    assert [answer.file.stem for answer in result.kept] == ["0", "2"]
+    assert (result.files, result.problems, result.first) == (5, 1, "broken")
+    whole = json.loads("".join(told) + capsys.readouterr().out)
+    assert [each["n"] for each in whole] == list("01234") and all(told)
+    flags.save = None
+    assert predict.tell(answers(), flags, lambda answer: {}, None).kept == []
+
+
+def test_what_was_told_before_an_error_is_valid_json(capsys):
+    def answers():
+        yield Answer(Path("a.png"), (), None)
+        raise UserError("diverged")
+
+    predict = load_tool("predict")
+    with pytest.raises(UserError, match="diverged"):
+        predict.tell(answers(), predict.parse(["x", "y", "--json"]), lambda answer: {}, None)
+    assert json.loads(capsys.readouterr().out) == [{"file": "a.png", "problem": None}]
+
+
+def load_tool(tool):
     import importlib.util
     spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def main_of(tool, *words):
+    """Runs a tool's main inside this process, which is faster; returns its SystemExit."""
     with pytest.raises(SystemExit) as caught:
-        module.main([str(word) for word in words])
+        load_tool(tool).main([str(word) for word in words])
     return caught.value.code
 
 

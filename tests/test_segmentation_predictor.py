@@ -171,7 +171,8 @@ def test_export_tool_takes_parameter_files(capsys, tmp_path):
 
 @pytest.mark.parametrize("words, message", [(["--protocol", "gluon"], "--protocol"),
                                             (["--weights", "x"], "--weights belongs"),
-                                            (["--save", "x.png", "--opacity", "2"], "0..1")])
+                                            (["--save", "x.png", "--opacity", "2"],
+                                             "--opacity must be from 0 to 1, got 2.0")])
 def test_flags_of_classifiers_are_refused(capsys, exported, photos, words, message):
     code, _, err = run(capsys, tool("predict"), exported, photos, *words)
     assert code == 2 and message in err and "Traceback" not in err

@@ -31,10 +31,20 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
+
+DEFAULTS = {"topk": 5, "batch": 16, "threshold": 0.5, "opacity": 0.6}
+_COLOURED = ("segmentation", "detection", "panoptic")
+# Flag -> kinds of network that listen to it; all listen to those that are not here.
+LISTENERS = {
+    "topk": ("classification",), "batch": ("classification",), "explain": ("classification",),
+    "protocol": ("classification",), "boxes": ("pose",), "threshold": ("detection", "panoptic"),
+    "opacity": _COLOURED, "crop": ("classification", *_COLOURED),
+    "classes_file": ("classification", *_COLOURED)}
 
 
 def parse(argv=None):
@@ -45,13 +55,13 @@ def parse(argv=None):
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
     parser.add_argument("--weights", metavar="FILE", help="parameters for a zoo name; without it "
                         "the published weights are fetched")
-    parser.add_argument("--topk", type=int, default=5, metavar="K",
-                        help="classes an image (default: %(default)s)")
+    parser.add_argument("--topk", type=int, metavar="K",
+                        help=f"classes an image (default: {DEFAULTS['topk']})")
     parser.add_argument("--save", metavar="PICTURE", help="draw the first 24 images with "
                         "their answers (.png, .pdf, .svg)")
-    parser.add_argument("--opacity", type=float, default=0.6, metavar="SHARE",
+    parser.add_argument("--opacity", type=float, metavar="SHARE",
                         help="of the colours that --save lays on segments and objects; 1 leaves "
-                        "the picture itself out (default: %(default)s)")
+                        f"the picture itself out (default: {DEFAULTS['opacity']})")
     parser.add_argument("--explain", metavar="PICTURE", help="draw for the first 12 images where a "
                         "classifier finds the evidence for its guess, and how its blocks weight "
                         "their splits; not for exported pairs")
@@ -62,14 +72,51 @@ def parse(argv=None):
     parser.add_argument("--classes-file", metavar="FILE",
                         help="class names, one a line, in the order of the classes")
     parser.add_argument("--boxes", metavar="FILE", help="persons, for a pose network")
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE",
-                        help="least score of a detector's objects (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, metavar="SCORE", help="least score of a "
+                        f"detector's objects, 0 to 1 (default: {DEFAULTS['threshold']})")
     parser.add_argument("--engine", choices=("mxnet", "onnxruntime"), help="run an exported "
                         "network by this engine, operators fused; without it, files that were "
                         "exported with --target run by their engine, others as they are")
-    parser.add_argument("--batch", type=int, default=16, metavar="N",
-                        help="images that are classified together (default: %(default)s)")
+    parser.add_argument("--batch", type=int, metavar="N", help="images that are classified "
+                        f"together (default: {DEFAULTS['batch']})")
     return parser.parse_args(argv)
+
+
+def settle(flags, kind, word):
+    """Fills in the defaults of the flags.
+
+    Raises:
+      UserError: if a flag is given that a network of this kind does not listen to, or its value is
+        out of range.
+    """
+    for name, kinds in LISTENERS.items():
+        if getattr(flags, name) is not None and kind not in kinds:
+            raise UserError(f"--{name.replace('_', '-')} does not apply to {flags.network!r}, a "
+                            f"{word}; leave it out")
+    for name, value in DEFAULTS.items():
+        if getattr(flags, name) is None:
+            setattr(flags, name, value)
+    if flags.topk < 1 or flags.batch < 1:
+        raise UserError(f"--topk and --batch must be at least 1, got {flags.topk} and "
+                        f"{flags.batch}")
+    for name in ("threshold", "opacity"):
+        if not 0 <= getattr(flags, name) <= 1:
+            raise UserError(f"--{name} must be from 0 to 1, got {getattr(flags, name)}")
+
+
+def kind_of(network):
+    """Returns (task, word) of an exported prefix, a zoo name or a run directory."""
+    from gluon_resnest.interop import deployed, detection, panoptic, pose, segmentation
+    from gluon_resnest.zoo import POSE
+    tasks = {pose.TASK: (lambda name: name.startswith(POSE), "pose network"),
+             segmentation.TASK: (segmentation.is_segmenter, "segmentation network"),
+             detection.TASK: (detection.is_detector, "detector"),
+             panoptic.TASK: (panoptic.is_panoptic, "panoptic network")}
+    if deployed.is_exported(network):
+        task = str(deployed.task_of(network))
+        return (task, tasks[task][1]) if task in tasks else ("classification", "classifier")
+    return next(((task, word) for task, (spells, word) in tasks.items() if spells(network)),
+                ("classification", "classifier"))
 
 
 def refuse_engine(flags):
@@ -112,75 +159,31 @@ def load(flags):
 
 
 def load_pose(flags):
-    """Returns the PosePredictor that the flags mean, or None if they mean another network."""
+    """Returns the PosePredictor that the flags mean."""
     from gluon_resnest.interop import deployed, pose
-    from gluon_resnest.zoo import POSE
-    if flags.network.startswith(POSE) and not deployed.is_exported(flags.network):
-        refuse_engine(flags)
-        net, card = pose.from_zoo(flags.network, flags.weights)
-        return pose.PosePredictor.of_block(net, card)
-    if deployed.task_of(flags.network) != pose.TASK:
-        if flags.boxes:
-            raise UserError(f"--boxes belongs to a pose network, but {flags.network!r} is a "
-                            "classifier; leave it out")
-        return None
-    given = [name for name in ("weights", "crop", "protocol", "classes_file")
-             if getattr(flags, name)]
-    if given:
-        raise UserError(f"--{given[0].replace('_', '-')} does not apply to {flags.network!r}, an "
-                        "exported pose network; leave it out")
-    return pose.PosePredictor.load(flags.network, engine=flags.engine)
+    if deployed.is_exported(flags.network):
+        refuse_weights(flags)
+        return pose.PosePredictor.load(flags.network, engine=flags.engine)
+    refuse_engine(flags)
+    return pose.PosePredictor.of_block(*pose.from_zoo(flags.network, flags.weights))
 
 
-def tell_poses(predictor, flags, files):
-    """Finds the joints of the persons in all files; returns the answers, drawn and printed."""
-    from gluon_resnest.interop.pose import read_boxes
-    from gluon_resnest.interop.pose_drawing import draw_poses
-    boxes = read_boxes(flags.boxes) if flags.boxes else None
-    answers = list(predictor.answer(files, boxes))
-    names = predictor.card.joints
-    if flags.json:
-        print(json.dumps([{"file": str(answer.file), "problem": answer.problem, "persons": [
-            {"box": box.tolist(), "joints": {name: joint.round(3).tolist()
-                                             for name, joint in zip(names, joints)}}
-            for box, joints in zip(answer.boxes, answer.joints)]} for answer in answers], indent=1))
-    else:
-        for answer in answers:
-            print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
-            for number, joints in enumerate(answer.joints, 1):
-                print(f"  person {number}")
-                for name, (x, y, score) in zip(names, joints):
-                    print(f"    {name:15s} {x:7.1f} {y:7.1f}  {score:.2f}")
-    if flags.save:
-        draw_poses(flags.save, answers, predictor.card)
-    return answers
-
-
-def load_task(flags, module, spells, predictor, px, changes=(), options=()):
-    """Returns the predictor of a task's module that the flags mean, or None if they mean another.
+def load_task(flags, module, predictor, px, changes=(), options=()):
+    """Returns the predictor of a task's module that the flags mean.
 
     Args:
       flags: of the command line.
-      module: has TASK, read_card and from_zoo.
-      spells: says whether a zoo name is one of the task's.
+      module: has read_card and from_zoo.
       predictor: class to return one of; `options` are further arguments of it.
       px: field of the card that --crop replaces; `changes` are further fields.
     """
     from gluon_resnest.interop import deployed
-    exported = deployed.is_exported(flags.network)
-    if exported and deployed.task_of(flags.network) == module.TASK:
-        if flags.weights:
-            raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an "
-                            "exported pair; leave it out")
+    if deployed.is_exported(flags.network):
+        refuse_weights(flags)
         net, card = None, module.read_card(flags.network)
-    elif not exported and spells(flags.network):
+    else:
         refuse_engine(flags)
         net, card = module.from_zoo(flags.network, flags.weights)
-    else:
-        return None
-    if flags.protocol:
-        raise UserError(f"--protocol does not apply to {flags.network!r}, a {card.word}; "
-                        "leave it out")
     names = flags.classes_file and tuple(read_class_names(flags.classes_file, distinct=False))
     card = dataclasses.replace(card, class_names=names or card.class_names,
                                **{px: flags.crop or getattr(card, px)}, **dict(changes))
@@ -190,147 +193,176 @@ def load_task(flags, module, spells, predictor, px, changes=(), options=()):
     return predictor(net, card, **dict(options))
 
 
-def load_segmentation(flags):
-    """Returns the SegmentationPredictor that the flags mean, or None if they mean another one."""
-    from gluon_resnest.interop import segmentation
-    return load_task(flags, segmentation, segmentation.is_segmenter,
-                     segmentation.SegmentationPredictor, "crop_px")
+def refuse_weights(flags):
+    """Raises a UserError if --weights is given, for an exported pair."""
+    if flags.weights:
+        raise UserError(f"--weights belongs to a zoo name, but {flags.network!r} is an exported "
+                        "pair; leave it out")
 
 
-def load_detection(flags):
-    """Returns the DetectionPredictor that the flags mean, or None if they mean another one."""
-    from gluon_resnest.interop import detection
-    return load_task(flags, detection, detection.is_detector, detection.DetectionPredictor,
-                     "short_px", options={"threshold": flags.threshold})
+class Told(NamedTuple):
+    """What is left of the answers when they are printed."""
+
+    kept: list              # the first MAX_DRAWN without a problem, if there is something to draw
+    files: int
+    problems: int
+    first: Optional[str]    # problem
 
 
-def load_panoptic(flags):
-    """Returns the PanopticPredictor that the flags mean, or None if they mean another one."""
-    from gluon_resnest.interop import panoptic
-    return load_task(flags, panoptic, panoptic.is_panoptic, panoptic.PanopticPredictor,
-                     "short_px", changes={"confidence": flags.threshold})
+def tell(answers, flags, record, lines):
+    """Prints each answer when it is there, so that memory does not grow with their number.
+
+    Args:
+      answers: iterable of what has `file` and `problem`.
+      flags: of the command line.
+      record: an answer's values for JSON, a dict.
+      lines: an answer's lines for a person.
+
+    Returns:
+      `Told`.
+    """
+    from gluon_resnest.interop.drawing import MAX_DRAWN
+    kept, files, problems, first = [], 0, 0, None
+    try:
+        for answer in answers:
+            files += 1
+            if answer.problem:
+                problems, first = problems + 1, first or answer.problem
+            elif (flags.save or flags.explain) and len(kept) < MAX_DRAWN:
+                kept.append(answer)
+            if flags.json:
+                values = {"file": str(answer.file), "problem": answer.problem, **record(answer)}
+                print("[" if files == 1 else ",", json.dumps(values, indent=1), sep="\n", end="",
+                      flush=True)
+            else:
+                print(answer.file, *lines(answer), *([answer.problem] if answer.problem else []),
+                      sep="\n  ", flush=True)
+    finally:
+        if flags.json and files:
+            print("\n]")
+    return Told(kept, files, problems, first)
 
 
-def print_rows(answers, key, rows_of, line_of, as_json):
+def tell_rows(answers, flags, key, rows_of, line_of):
     """Prints the rows of each answer, as lines or as JSON below `key`; none of a problem's."""
-    rows = {answer.file: [] if answer.problem else rows_of(answer) for answer in answers}
-    if as_json:
-        print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
-                           key: rows[answer.file]} for answer in answers], indent=1))
-        return
-    for answer in answers:
-        print(answer.file, *([answer.problem] if answer.problem else []), sep="\n  ")
-        for row in rows[answer.file]:
-            print(f"  {line_of(row)}".rstrip())
+    def rows(answer):
+        return [] if answer.problem else rows_of(answer)
+
+    return tell(answers, flags, lambda answer: {key: rows(answer)},
+                lambda answer: [line_of(row).rstrip() for row in rows(answer)])
 
 
-def tell_labels(predictor, flags, files):
-    """Labels the pixels of all files; returns the answers, drawn and printed."""
+def tell_poses(flags, files):
+    """Finds the joints of the persons in all files; returns what is `Told`, and draws it."""
+    from gluon_resnest.interop.pose import boxes_of, read_boxes
+    from gluon_resnest.interop.pose_drawing import draw_poses
+    predictor = load_pose(flags)
+    boxes = boxes_of(files, read_boxes(flags.boxes), flags.boxes) if flags.boxes else None
+    names = predictor.card.joints
+
+    def record(answer):
+        return {"persons": [
+            {"box": box.tolist(), "joints": {name: joint.round(3).tolist()
+                                             for name, joint in zip(names, joints)}}
+            for box, joints in zip(answer.boxes, answer.joints)]}
+
+    def lines(answer):
+        for number, joints in enumerate(answer.joints, 1):
+            yield f"person {number}"
+            for name, (x, y, score) in zip(names, joints):
+                yield f"  {name:15s} {x:7.1f} {y:7.1f}  {score:.2f}"
+
+    told = tell(predictor.answer(files, boxes), flags, record, lines)
+    if flags.save:
+        draw_poses(flags.save, told.kept, predictor.card)
+    return told
+
+
+def tell_labels(flags, files):
+    """Labels the pixels of all files; returns what is `Told`, and draws it."""
+    from gluon_resnest.interop import segmentation
     from gluon_resnest.interop.segmentation_drawing import draw_labelled
-    answers = list(predictor.answer(files))
-    print_rows(answers, "classes", lambda answer: [
+    predictor = load_task(flags, segmentation, segmentation.SegmentationPredictor, "crop_px")
+    told = tell_rows(predictor.answer(files), flags, "classes", lambda answer: [
         {"index": number, "name": predictor.card.name(number), "share": share}
         for number, share in answer.shares()],
-        lambda row: f"{100 * row['share']:6.2f} %  {row['name']}", flags.json)
+        lambda row: f"{100 * row['share']:6.2f} %  {row['name']}")
     if flags.save:
-        draw_labelled(flags.save, answers, predictor.card, flags.opacity)
-    return answers
+        draw_labelled(flags.save, told.kept, predictor.card, flags.opacity)
+    return told
 
 
-def tell_objects(predictor, flags, files):
-    """Finds the objects in all files; returns the answers, drawn and printed."""
+def tell_objects(flags, files):
+    """Finds the objects in all files; returns what is `Told`, and draws it."""
+    from gluon_resnest.interop import detection
     from gluon_resnest.interop.detection_drawing import draw_detected
-    answers = list(predictor.answer(files))
-    print_rows(answers, "objects", lambda answer: answer.rows(predictor.card),
-               lambda row: f"{row['score']:.2f}  {row['name']:20s} "
-               + " ".join(f"{edge:7.1f}" for edge in row["box"]), flags.json)
+    predictor = load_task(flags, detection, detection.DetectionPredictor, "short_px",
+                          options={"threshold": flags.threshold})
+    told = tell_rows(predictor.answer(files), flags, "objects",
+                     lambda answer: answer.rows(predictor.card),
+                     lambda row: f"{row['score']:.2f}  {row['name']:20s} "
+                     + " ".join(f"{edge:7.1f}" for edge in row["box"]))
     if flags.save:
-        draw_detected(flags.save, answers, predictor.card, flags.opacity)
-    return answers
+        draw_detected(flags.save, told.kept, predictor.card, flags.opacity)
+    return told
 
 
-def tell_segments(predictor, flags, files):
-    """Finds the segments of all files; returns the answers, drawn and printed."""
+def tell_segments(flags, files):
+    """Finds the segments of all files; returns what is `Told`, and draws it."""
+    from gluon_resnest.interop import panoptic
     from gluon_resnest.interop.panoptic_drawing import draw_segments
-    answers = list(predictor.answer(files))
-    print_rows(answers, "segments", lambda answer: answer.rows(predictor.card),
-               lambda row: f"{100 * row['share']:6.2f} %  {row['name']:20s} "
-               + (f"{row['score']:.2f}" if row["thing"] else ""), flags.json)
+    predictor = load_task(flags, panoptic, panoptic.PanopticPredictor, "short_px",
+                          changes={"confidence": flags.threshold})
+    told = tell_rows(predictor.answer(files), flags, "segments",
+                     lambda answer: answer.rows(predictor.card),
+                     lambda row: f"{100 * row['share']:6.2f} %  {row['name']:20s} "
+                     + (f"{row['score']:.2f}" if row["thing"] else ""))
     if flags.save:
-        draw_segments(flags.save, answers, predictor.card, flags.opacity)
-    return answers
+        draw_segments(flags.save, told.kept, predictor.card, flags.opacity)
+    return told
 
 
 def tell_classes(flags, files):
-    """Classifies all files; returns the answers, drawn and printed."""
+    """Classifies all files; returns what is `Told`, and draws it."""
     from gluon_resnest.interop.drawing import draw_answers
     predictor, net = load(flags)
     if flags.explain and net is None:
         raise UserError(f"--explain looks inside a network, but {flags.network!r} is an exported "
                         "pair; give the run directory, or the zoo name with --weights")
-    answers = list(predictor.classify(files, topk=flags.topk, batch=flags.batch))
-    (print_json if flags.json else print_table)(answers)
+    told = tell(
+        predictor.classify(files, topk=flags.topk, batch=flags.batch), flags,
+        lambda answer: {"guesses": [guess._asdict() for guess in answer.guesses]},
+        lambda answer: [f"{rank:2d}  {100 * guess.probability:6.2f} %  {guess.label}"
+                        for rank, guess in enumerate(answer.guesses, 1)])
     if flags.save:
-        draw_answers(flags.save, answers)
+        draw_answers(flags.save, told.kept)
     if flags.explain:
         from gluon_resnest.interop.explanation_drawing import draw_explained
-        draw_explained(flags.explain, net, predictor.card,
-                       [answer.file for answer in answers if not answer.problem])
+        draw_explained(flags.explain, net, predictor.card, [answer.file for answer in told.kept])
         print(f"drew {flags.explain}", file=sys.stderr)
-    return answers
+    return told
 
 
-def print_table(answers):
-    """Prints the guesses of each file, one a line."""
-    for answer in answers:
-        print(answer.file)
-        for rank, guess in enumerate(answer.guesses, 1):
-            print(f"  {rank:2d}  {100 * guess.probability:6.2f} %  {guess.label}")
-        if answer.problem:
-            print(f"  {answer.problem}")
-
-
-def print_json(answers):
-    """Prints a list of {"file", "guesses": [{"index", "name", "probability"}], "problem"}."""
-    print(json.dumps([{"file": str(answer.file), "problem": answer.problem,
-                       "guesses": [guess._asdict() for guess in answer.guesses]}
-                      for answer in answers], indent=1))
+TELLERS = {"classification": tell_classes, "pose": tell_poses, "segmentation": tell_labels,
+           "detection": tell_objects, "panoptic": tell_segments}
 
 
 def main(argv=None):
     flags = parse(argv)
     with exit_on_user_error():
-        if flags.topk < 1 or flags.batch < 1:
-            raise UserError(f"--topk and --batch must be at least 1, got {flags.topk} and "
-                            f"{flags.batch}")
         from gluon_resnest.interop.drawing import check_picture
         from gluon_resnest.interop.predictor import find_images
+        kind, word = kind_of(flags.network)
+        settle(flags, kind, word)
         for picture in filter(None, (flags.save, flags.explain)):
             check_picture(picture)
-        files = find_images(flags.images)
-        pose, segmentation = load_pose(flags), load_segmentation(flags)
-        detection, panoptic = load_detection(flags), load_panoptic(flags)
-        if flags.explain and (pose or segmentation or detection or panoptic):
-            raise UserError(f"--explain is for classifiers, but {flags.network!r} is none; leave "
-                            "it out")
-        if detection:
-            answers = tell_objects(detection, flags, files)
-        elif panoptic:
-            answers = tell_segments(panoptic, flags, files)
-        elif pose:
-            answers = tell_poses(pose, flags, files)
-        elif segmentation:
-            answers = tell_labels(segmentation, flags, files)
-        else:
-            answers = tell_classes(flags, files)
+        told = TELLERS[kind](flags, find_images(flags.images))
         if flags.save:
             print(f"drew {flags.save}", file=sys.stderr)
-        bad = [answer for answer in answers if answer.problem]
-        if bad:
-            others = pose or segmentation or detection or panoptic
-            done = "looked at" if others else "classified"
-            raise UserError(f"{len(bad)} of {len(answers)} images could not be {done}, first: "
-                            f"{bad[0].problem}")
+        if told.problems:
+            done = "classified" if kind == "classification" else "looked at"
+            raise UserError(f"{told.problems} of {told.files} images could not be {done}, first: "
+                            f"{told.first}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from gluon_resnest.interop.trained import with_weights
 from gluon_resnest.models.simple_pose import FLIP_TESTS, STRIDE, predict_joints
 
 TASK = "pose"
+_PERSONS = 32           # that go through the network together
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,16 @@ class PosePredictor:
         blank, still = np.zeros((len(self.card.joints), 3)), random_for(0, 0, 0)
         if not len(boxes):
             return np.zeros((0,) + blank.shape)
-        crops = np.stack([self._crop(image, box, blank, still)[0] for box in boxes])
-        found = predict_joints(self._forward, crops, list(self.card.partners), self.card.flip)
-        if not np.isfinite(found).all():
-            raise diverged(self.card.model)
-        return np.stack([move(joints, inverse(self._crop.matrix(box)))
-                         for joints, box in zip(found, boxes)])
+        persons = []
+        for start in range(0, len(boxes), _PERSONS):
+            part = boxes[start:start + _PERSONS]
+            crops = np.stack([self._crop(image, box, blank, still)[0] for box in part])
+            found = predict_joints(self._forward, crops, list(self.card.partners), self.card.flip)
+            if not np.isfinite(found).all():
+                raise diverged(self.card.model)
+            persons += [move(joints, inverse(self._crop.matrix(box)))
+                        for joints, box in zip(found, part)]
+        return np.stack(persons)
 
     def answer(self, files, boxes=None):
         """Yields the `PoseAnswer` of each image file; a file that is no image has a problem.
@@ -196,6 +201,24 @@ def read_boxes(file):
             return boxes
     raise UserError(f"{file} must hold {{image file name: [[x, y, width, height], ...]}} with "
                     "positive widths and heights; correct it")
+
+
+def boxes_of(files, boxes, source):
+    """Returns those of `read_boxes` that belong to image files; those of no persons are empty.
+
+    Args:
+      files: paths of images.
+      boxes: {file name: boxes}.
+      source: file they are from, for the error.
+
+    Raises:
+      UserError: if none of the names is that of an image.
+    """
+    names = {Path(file).name for file in files}
+    if not names & set(boxes):
+        raise UserError(f"{source} has boxes for none of the {len(names)} images, such as "
+                        f"{min(names)!r}; its names must be file names without folders")
+    return {name: rows for name, rows in boxes.items() if name in names}
 
 
 def _box_array(rows):
