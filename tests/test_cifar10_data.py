@@ -176,6 +176,15 @@ def test_what_is_no_cifar10_is_said(folder, tmp_path):
         cifar10.read(only_train)
 
 
+def test_an_archive_whose_files_would_fill_the_memory_is_refused(folder, tmp_path):
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as file:
+        bomb = tarfile.TarInfo("cifar/train/cat/a.png")
+        bomb.size = 1 << 20
+        file.addfile(bomb, io.BytesIO(bytes(bomb.size)))
+    with pytest.raises(UserError, match="'cifar/train/cat/a.png' of 1048576 bytes, no file of"):
+        cifar10.read(tmp_path / "bomb.tar.gz")
+
+
 def test_other_sizes_are_refused(folder, tmp_path):
     for part in cifar10.PARTS:
         (tmp_path / part / "cat").mkdir(parents=True)

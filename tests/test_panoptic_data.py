@@ -110,10 +110,12 @@ def test_files_that_agree_are_read(tmp_path):
      "gives segment 7 an area of 4 pixels, but .*3.png .image 3. has 3"),
     (segments(lambda rows: rows.append(dict(rows[0]))), "lists segment 7 of .* more than once"),
     (segments(lambda rows: rows[0].pop("id")), "lacks its id or category_id"),
+    (segments(lambda rows: rows[0].update(category_id=[1])), "lacks its id or category_id"),
     (lambda values: values["images"][0].update(height=9),
      "3.png .image 3. is 2 x 3 pixels .height x width., but .*a.json says 9 x 3"),
     (lambda values: values["annotations"][0].update(file_name="4.png"), "4.png cannot be read")],
-    ids=["not listed", "no pixel", "category", "area", "twice", "no id", "size", "missing"])
+    ids=["not listed", "no pixel", "category", "area", "twice", "no id", "list",
+         "size", "missing"])
 def test_a_contradiction_is_one_sentence(tmp_path, change, sentence):
     files = written(tmp_path, change)
     with pytest.raises(UserError, match=sentence) as caught:
@@ -123,7 +125,12 @@ def test_a_contradiction_is_one_sentence(tmp_path, change, sentence):
 
 @pytest.mark.parametrize("change, sentence", [
     (lambda values: values.pop("annotations"), "needs a list of annotations"),
-    (lambda values: values["annotations"][0].pop("file_name"), "each with image_id, file_name"),
+    (lambda values: values["annotations"][0].pop("file_name"),
+     "each with image_id .a whole number., file_name .a text., segments_info .a list."),
+    (lambda values: values["annotations"][0].update(segments_info=5), "segments_info .a list."),
+    (lambda values: values["annotations"][0].update(image_id=[3]), "image_id .a whole number."),
+    (lambda values: values.update(images=5), "needs a list of images"),
+    (lambda values: values.update(images=[{"id": {}}]), "needs a list of images"),
     (lambda values: values["annotations"].append(values["annotations"][0]), "more than once")])
 def test_a_json_of_something_else_is_one_sentence(tmp_path, change, sentence):
     with pytest.raises(UserError, match=sentence):

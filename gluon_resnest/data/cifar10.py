@@ -16,6 +16,7 @@ PARTS = ("train", "test")
 SIDE = 32
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _META = "batches.meta"
+_MAX_PICTURE, _MAX_BATCH = 1 << 16, 1 << 26     # bytes; an image has 3 KB, a batch 31 MB
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _EXPECTED = ("expected train/ and test/ with a folder of images for each class, the python batches "
              "(data_batch_1 ...), train.rec and test.rec, or an archive of one of the first two")
@@ -77,9 +78,9 @@ def _from_archive(path):
                     continue
                 if name.suffix.lower() in images.SUFFIXES and name.parts[-3:-2] and \
                         name.parts[-3] in PARTS:
-                    pictures[name.parts[-3:]] = archive.extractfile(member).read()
+                    pictures[name.parts[-3:]] = _content(archive, member, _MAX_PICTURE, path)
                 elif name.name == _META or name.name in sum(_BATCHES.values(), []):
-                    batches[name.name] = archive.extractfile(member).read()
+                    batches[name.name] = _content(archive, member, _MAX_BATCH, path)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); get the archive again") from error
     if not pictures and batches:
@@ -91,6 +92,13 @@ def _from_archive(path):
     if set(parts) != set(PARTS):
         raise UserError(f"{path} holds no CIFAR-10; {_EXPECTED}")
     return parts
+
+
+def _content(archive, member, most, path):
+    if member.size > most:
+        raise UserError(f"{path} holds {member.name[:80]!r} of {member.size} bytes, no file of "
+                        f"CIFAR-10 has more than {most}; get the archive again")
+    return archive.extractfile(member).read()
 
 
 def _member(batches, name, path):

@@ -20,6 +20,7 @@ from gluon_resnest.errors import UserError
 VOID = 0                # id of pixels that belong to no segment
 _BASE = np.array([1, 1 << 8, 1 << 16], np.int64)
 _SUFFIX = ".json"
+_KINDS = {int: "a whole number", str: "a text", list: "a list"}
 
 
 class Panoptic(NamedTuple):
@@ -89,20 +90,22 @@ class PanopticFiles:
 
     def __init__(self, content, folder, source):
         self.content, self._folder, self._source = content, Path(folder), source
-        rows = self._table("annotations", ("image_id", "file_name", "segments_info"))
+        rows = self._table("annotations", {"image_id": int, "file_name": str,
+                                           "segments_info": list})
         self._rows = {row["image_id"]: row for row in rows}
         if len(self._rows) < len(rows):
             raise UserError(f"{source} lists an image more than once; keep one of its entries")
         self.image_ids = list(self._rows)
+        sized = self._table("images", {"id": int}) if "images" in content else []
         self._sizes = {row["id"]: (row["height"], row["width"])
-                       for row in content.get("images", ()) if "height" in row and "width" in row}
+                       for row in sized if "height" in row and "width" in row}
 
     def __len__(self):
         return len(self._rows)
 
     def categories(self):
         """Returns {category_id: its entry in the json, with "name" and "isthing"}, by id."""
-        rows = self._table("categories", ("id", "name", "isthing"))
+        rows = self._table("categories", {"id": int, "name": str, "isthing": int})
         return {row["id"]: row for row in sorted(rows, key=lambda row: row["id"])}
 
     def __contains__(self, image_id):
@@ -159,9 +162,9 @@ class PanopticFiles:
         listed = {}
         for segment in segments:
             if not isinstance(segment, dict) or type(segment.get("id")) is not int \
-                    or "category_id" not in segment:
-                raise UserError(f"{self._source}: a segment of {name} lacks its id or category_id: "
-                                f"{str(segment)[:60]}; mend it")
+                    or type(segment.get("category_id")) is not int:
+                raise UserError(f"{self._source}: a segment of {name} lacks its id or category_id, "
+                                f"whole numbers: {str(segment)[:60]}; mend it")
             if segment["id"] in listed:
                 raise UserError(f"{self._source} lists segment {segment['id']} of {name} more than "
                                 "once; give each an id of its own")
@@ -171,9 +174,11 @@ class PanopticFiles:
     def _table(self, table, fields):
         rows = self.content.get(table) if isinstance(self.content, dict) else None
         if not isinstance(rows, list) or not all(
-                isinstance(row, dict) and set(fields) <= set(row) for row in rows):
+                isinstance(row, dict) and all(isinstance(row.get(name), kind)
+                                              for name, kind in fields.items()) for row in rows):
+            needed = ", ".join(f"{name} ({_KINDS[kind]})" for name, kind in fields.items())
             raise UserError(f"{self._source} is no panoptic json of COCO: it needs a list of "
-                            f"{table}, each with {', '.join(fields)}; give a panoptic_*.json")
+                            f"{table}, each with {needed}; give a panoptic_*.json")
         return rows
 
 
