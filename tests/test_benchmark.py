@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gluon_resnest.benchmark import report, rounds
+from gluon_resnest.benchmark import process, report, rounds
 from gluon_resnest.benchmark.competitors import chosen
 from gluon_resnest.benchmark.process import Process
 from gluon_resnest.benchmark.sides import worker
 from gluon_resnest.benchmark.timing import Turn, summarize, undisturbed
+from gluon_resnest.engine.processes import descendants
 from gluon_resnest.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,6 +217,22 @@ def test_a_competitor_that_fails_says_why(tmp_path):
     job = {"library": "absent", "cores": [], "workers": 1, "threads": 1}
     with pytest.raises(UserError, match="theirs failed: ModuleNotFoundError.*leave it out of --vs"):
         Process("theirs", sys.executable, job, environ={}, log=tmp_path / "log", patience=60)
+
+
+def test_between_turns_everything_stands_still(tmp_path, monkeypatch):
+    """A launcher like horovodrun gives its worker a session of its own."""
+    launcher = "import subprocess, sys; subprocess.call(sys.argv[1:], start_new_session=True)"
+    monkeypatch.setattr(process, "_launcher", lambda *_: [sys.executable, "-c", launcher])
+    probe = TOOL.entries_of(TOOL.parse(["infer", "--threads", "1"]), print)[-1]
+    with Process("peak", sys.executable, probe.job, environ={}, log=tmp_path / "log",
+                 patience=60) as started:
+        for _ in range(2):
+            below = descendants(started._process.pid)
+            states = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[0]
+                      for each in below]
+            assert len(below) >= 1 and set(states) == {"T"}
+            assert started.turn(0.01).wall > 0
+    assert not any(Path(f"/proc/{each}").exists() for each in below)
 
 
 def test_real_run(tmp_path):

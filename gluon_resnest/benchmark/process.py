@@ -12,18 +12,20 @@ from pathlib import Path
 from gluon_resnest._environment import without_waiting
 from gluon_resnest.benchmark.sides.worker import MARK
 from gluon_resnest.benchmark.timing import Turn
+from gluon_resnest.engine.processes import descendants
 from gluon_resnest.errors import UserError
 
 _WORKER = Path(__file__).with_name("sides") / "worker.py"
 _ROOT = Path(__file__).resolve().parents[2]
+_LONG = "86400"         # Horovod's workers wait so long for each other, also while they are stopped
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Process:
     """A competitor at work; a context manager that leaves nothing behind.
 
-    Between its turns it is stopped, so that loaders do not read ahead in the turns of others;
-    several workers go on, who only wait for each other then.
+    Between its turns it is stopped with all it started, so that loaders do not read ahead in the
+    turns of others, nor Horovod's threads ask each other for news.
 
     Args:
       label: of this competitor in reports.
@@ -45,7 +47,6 @@ class Process:
 
     def __init__(self, label, python, job, *, environ, log, patience):
         self._label, self._log, self._patience = label, log, patience
-        self._stops = job["workers"] == 1
         self.memory = self.device_memory = None
         self._folder = tempfile.TemporaryDirectory(prefix="gluon-resnest-benchmark-")
         address, job_file = (str(Path(self._folder.name) / name) for name in ("socket", "job"))
@@ -59,7 +60,7 @@ class Process:
                 env={**without_waiting(os.environ), **dict.fromkeys(_THREADS, str(job["threads"])),
                      "PYTHONPATH": os.pathsep.join(filter(None, [
                          str(_ROOT), os.environ.get("PYTHONPATH")])),
-                     MARK: address, **environ},
+                     "HOROVOD_GLOO_TIMEOUT_SECONDS": _LONG, MARK: address, **environ},
                 stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
         self._connection = self._stream = None
         try:
@@ -106,9 +107,10 @@ class Process:
         self._folder.cleanup()
 
     def _signal(self, number):
-        if self._stops:
+        # horovodrun's workers are in sessions of their own, beyond `killpg`.
+        for process in (self._process.pid, *descendants(self._process.pid)):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+                os.kill(process, number)
 
     def _accepted(self, listener):
         listener.settimeout(0.2)

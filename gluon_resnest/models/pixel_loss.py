@@ -39,16 +39,17 @@ class PixelCrossEntropy:
 
     def __call__(self, logits, labels):
         wants_gradient = autograd.is_recording()
+        logits = nd.amp_cast(logits, dtype="float32")
         with autograd.pause():
-            maps = nd.transpose(logits, axes=(0, 2, 3, 1)).astype("float32")
+            maps = nd.transpose(logits, axes=(0, 2, 3, 1))
             sums, gradients = zip(*(self._image(*image, wants_gradient)
                                     for image in zip(maps, labels)))
             total = nd.add_n(*sums)
             if not wants_gradient:
                 return total
-            gradient = nd.transpose(nd.stack(*gradients), axes=(0, 3, 1, 2)).astype(logits.dtype)
+            gradient = nd.transpose(nd.stack(*gradients), axes=(0, 3, 1, 2))
         # Its value is zero, its gradient is the one above times whatever arrives.
-        slope = nd.sum(logits * gradient).astype("float32")
+        slope = nd.sum(logits * gradient)
         return total + (slope - nd.BlockGrad(slope))
 
     def _image(self, logits, labels, wants_gradient):
