@@ -117,10 +117,10 @@ def test_training_graph_computes_what_the_imperative_network_does(name):
     assert "_contrib_BatchNormWithReLU" in operators(net._training_graph[0][1])
     (loss, gradient, weights), (fast_loss, fast_gradient, fast_weights) = found
     np.testing.assert_allclose(fast_loss, loss, rtol=1e-5)
-    np.testing.assert_allclose(fast_gradient, gradient, atol=1e-4 * abs(gradient).max())
-    for key, expected in weights.items():
-        np.testing.assert_allclose(fast_weights[key], expected, err_msg=key,
-                                   atol=1e-3 * abs(expected).max())
+    assert np.linalg.norm(fast_gradient - gradient) < 0.02 * np.linalg.norm(gradient)
+    for key, expected in weights.items():       # a ReLU may be on its other side by rounding
+        difference = np.linalg.norm(fast_weights[key] - expected)
+        assert difference < 0.02 * np.linalg.norm(expected), key
 
 
 def test_running_statistics_follow_as_without_the_graph():
@@ -156,6 +156,13 @@ def test_only_norms_of_the_batch_that_nothing_else_reads_are_fused():
     assert fused not in operators(fuse_norm_and_relu(both))
     soft = mx.sym.Activation(nn.BatchNorm(in_channels=3)(mx.sym.var("data")), act_type="softrelu")
     assert fused not in operators(fuse_norm_and_relu(soft))
+
+
+def test_casts_of_mixed_precision_survive():
+    x = nn.BatchNorm(in_channels=3)(mx.sym.amp_cast(mx.sym.var("data"), dtype="float32"))
+    fused = fuse_norm_and_relu(mx.sym.Activation(x, act_type="relu"))
+    nodes = json.loads(fused.tojson(remove_amp_cast=False))["nodes"]
+    assert {"amp_cast", "_contrib_BatchNormWithReLU"} <= {node["op"] for node in nodes}
 
 
 def test_other_types_and_a_switched_off_library_keep_the_plain_graph(monkeypatch):

@@ -44,7 +44,7 @@ def fuse_norm_and_relu(symbol):
 
     Only 4-d maps normalised by their own statistics over axis 1, which nothing else reads.
     """
-    graph = json.loads(symbol.tojson())
+    graph = json.loads(symbol.tojson(remove_amp_cast=False))
     nodes = graph["nodes"]
     readers = [0] * len(nodes)
     for entry in [entry for node in nodes for entry in node["inputs"]] + graph["heads"]:
