@@ -229,6 +229,7 @@ def main_of(tool, *words):
 
 @pytest.mark.parametrize("words, message", [
     (["{tmp}/tinny", "{photos}"], "there is no '{tmp}/tinny-symbol.json'"),
+    (["{tmp}/tinny", "{photos}", "--threshold", "0.3"], "there is no '{tmp}/tinny-symbol.json'"),
     (["resnest51", "{photos}"], "unknown model 'resnest51'"),
     (["{deploy}", "{tmp}/absent.jpg"], "there is no image or folder"),
     (["{deploy}", "{tmp}"], "holds no image; expected files ending"),

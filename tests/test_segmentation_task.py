@@ -313,6 +313,20 @@ def test_an_all_ignored_batch_changes_nothing_but_is_finite(folder):
                if param.grad_req != "null")
 
 
+def test_statistics_are_recomputed_before_an_evaluation(folder):
+    """Also after a step, when the network has graphs."""
+    task = make_task(folder, connect({}), "--precise-bn-batches", 2, "--eval-scales", "1")
+    for stepped in (False, True):
+        if stepped:
+            task.update.step(task.losses, next(task.batches(0)), 0.1)
+        before = {name: param.data().asnumpy() for name, param in task.params.items()
+                  if name.endswith("running_mean")}
+        task.evaluate()
+        assert all((task.params[name].data().asnumpy() != values).any()
+                   for name, values in before.items())
+    task.close()
+
+
 def test_heads_learn_faster(folder):
     task = make_task(folder, connect({}))
     factors = {name: param.lr_mult for name, param in

@@ -89,7 +89,7 @@ def settle(flags, kind, word):
       UserError: if a flag is given that a network of this kind does not listen to, or its value is
         out of range.
     """
-    for name, kinds in LISTENERS.items():
+    for name, kinds in LISTENERS.items() if kind else ():
         if getattr(flags, name) is not None and kind not in kinds:
             raise UserError(f"--{name.replace('_', '-')} does not apply to {flags.network!r}, a "
                             f"{word}; leave it out")
@@ -105,7 +105,10 @@ def settle(flags, kind, word):
 
 
 def kind_of(network):
-    """Returns (task, word) of an exported prefix, a zoo name or a run directory."""
+    """Returns (task, word) of an exported prefix, a zoo name or a run directory.
+
+    (None, None) of what looks like a prefix but is not there; loading it says so.
+    """
     from gluon_resnest.interop import deployed, detection, panoptic, pose, segmentation
     from gluon_resnest.zoo import POSE
     tasks = {pose.TASK: (lambda name: name.startswith(POSE), "pose network"),
@@ -115,6 +118,8 @@ def kind_of(network):
     if deployed.is_exported(network):
         task = str(deployed.task_of(network))
         return (task, tasks[task][1]) if task in tasks else ("classification", "classifier")
+    if "/" in network and not Path(network, "config.json").is_file():
+        return None, None
     return next(((task, word) for task, (spells, word) in tasks.items() if spells(network)),
                 ("classification", "classifier"))
 
@@ -356,7 +361,7 @@ def main(argv=None):
         settle(flags, kind, word)
         for picture in filter(None, (flags.save, flags.explain)):
             check_picture(picture)
-        told = TELLERS[kind](flags, find_images(flags.images))
+        told = TELLERS.get(kind, tell_classes)(flags, find_images(flags.images))
         if flags.save:
             print(f"drew {flags.save}", file=sys.stderr)
         if told.problems:

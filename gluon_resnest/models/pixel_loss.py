@@ -10,11 +10,11 @@ from mxnet import autograd, nd
 class PixelCrossEntropy:
     """Adds up the cross entropy of labelled pixels, optionally of the hard ones only.
 
-    Call with `logits` (N, K, h, w) and `labels` (N, H, W), negative where a pixel is ignored; it
-    gets exactly no gradient. The logits are enlarged to the labels bilinearly. Returns the sum, a
-    scalar of shape (1,): it is divided by who knows how many pixels all workers have, so that the
-    loss does not depend on their number. A pixel's loss is at most 87, -log of float32's smallest
-    number; its gradient is exact beyond.
+    Call with `logits` (N, K, h, w) and `labels` (N, H, W) below K, negative where a pixel is
+    ignored; it gets exactly no gradient. The logits are enlarged to the labels bilinearly. Returns
+    the sum, a scalar of shape (1,): it is divided by who knows how many pixels all workers have,
+    so that the loss does not depend on their number. A pixel's loss is at most 87, -log of
+    float32's smallest number; its gradient is exact beyond.
 
     Nothing of size N K H W exists: the enlarged logits, their softmax and its gradient live for a
     strip of rows at a time, which fits into a cache, and no operator but the softmax and two thin
@@ -40,6 +40,7 @@ class PixelCrossEntropy:
     def __call__(self, logits, labels):
         wants_gradient = autograd.is_recording()
         logits = nd.amp_cast(logits, dtype="float32")
+        labels = nd.clip(labels, -1, logits.shape[1] - 1)       # a scatter beyond would not notice
         with autograd.pause():
             maps = nd.transpose(logits, axes=(0, 2, 3, 1))
             sums, gradients = zip(*(self._image(*image, wants_gradient)

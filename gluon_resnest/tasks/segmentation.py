@@ -144,7 +144,7 @@ class Segmentation:
           RuntimeError: if the workers together saw another number of images than the set has.
         """
         settle_statistics(
-            self.net, self.params, self._comm,
+            self._coarse, self.params, self._comm,
             batches=self._recipe.precise_bn_batches if self._train else 0,
             loader=lambda: _training_data(self._recipe, self._run, self._comm),
             forward=lambda batch: self._coarse(nd.array(batch.arrays[0], ctx=self._context)))
