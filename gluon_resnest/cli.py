@@ -5,7 +5,6 @@ before mxnet is loaded; for the same reason mxnet is imported here only inside f
 """
 import argparse
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -18,10 +17,10 @@ from pathlib import Path
 from gluon_resnest.config import override
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 from gluon_resnest.files import write_whole
+from gluon_resnest.run_directory import CLASS_NAMES, claim, is_training, read_config
 
 _log = logging.getLogger(__name__)
 
-CONFIG, CLASS_NAMES = "config.json", "classes.txt"
 _DATA = dict(default="real", choices=("real", "synthetic"),
              help="synthetic: generated images, to measure speed or try the wiring")
 # Flags whose names end so say where a run's data and first weights are; config.json records them.
@@ -303,7 +302,7 @@ def evaluate(recipe, run, task, comm):
     """
     from gluon_resnest.engine.checkpoint import Checkpoints
     workdir = Path(run.workdir) if run.workdir else None
-    trained = comm.on_main(lambda: _is_training(workdir))
+    trained = comm.on_main(lambda: is_training(workdir))
     judges_file = getattr(run, "results", None)         # of a task that can; no network runs
     if not run.weights and not judges_file and not (trained and Checkpoints(
             workdir / "checkpoints").restore_best(task.net, comm)):
@@ -324,10 +323,6 @@ def evaluate(recipe, run, task, comm):
                    metrics["images"] / seconds)
 
 
-def _is_training(workdir):
-    return workdir is not None and (workdir / "checkpoints").is_dir()
-
-
 def _as_trained(recipe, run, comm):
     """Returns the recipe of the run in the workdir, if there is one, changed as the flags say.
 
@@ -335,7 +330,7 @@ def _as_trained(recipe, run, comm):
       UserError: if --model names another entry than the run's, or the run is of another kind.
     """
     workdir = Path(run.workdir) if run.workdir else None
-    config = comm.on_main(lambda: _read_config(workdir) if _is_training(workdir) else None)
+    config = comm.on_main(lambda: read_config(workdir) if is_training(workdir) else None)
     if config is None:
         return recipe
     kind = type(recipe)
@@ -361,55 +356,9 @@ def _smoke(recipe, run, task_class, comm):
 
 
 def _claim(workdir, recipe, run):
-    """Writes config.json, or checks that the one in the run directory is of the same run.
-
-    Takes the directory for this process; see `engine.occupied.occupy`.
-    """
-    from gluon_resnest.engine.occupied import occupy
-    config = {"model": run.model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
-              "data": {name: value for name, value in vars(run).items()
-                       if name == "data" or name.endswith(_PATHS)}}
-    path = workdir / CONFIG
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}; give a "
-                        "directory of yours with room") from error
-    occupy(workdir)
-    if not path.exists() or not _is_training(workdir):
-        from gluon_resnest import __version__
-        from gluon_resnest.provenance import commit
-        config.update(version=__version__, commit=commit())
-        write_whole(path, json.dumps(config, indent=1) + "\n")
-        return
-    before = _read_config(workdir)["recipe"]
-    # A field that was added since that run began had its default value there.
-    before = {**{field.name: field.default for field in dataclasses.fields(recipe)}, **before}
-    # What its numbers are said to come from may have been mended since, and trains nothing.
-    changed = [f"{name}: {before[name]!r} there, {value!r} now"
-               for name, value in config["recipe"].items()
-               if before[name] != value and name != "source"]
-    if changed:
-        raise UserError(f"--workdir {workdir} holds a run of another recipe ({'; '.join(changed)}"
-                        "); give another directory, or the same recipe")
-    if run.resume == "never":
-        raise UserError(f"--workdir {workdir} has checkpoints and --resume is never; use "
-                        "--resume auto to continue, or give another directory")
-
-
-def _read_config(workdir):
-    """Returns what config.json of a run directory holds."""
-    path = workdir / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return {"model": str(config["model"]), "recipe": dict(config["recipe"]),
-                "kind": config.get("kind", "ClassificationRecipe")}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; give the --workdir of a recipe"
-                        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a config.json of this package; give another --workdir, "
-                        "or move the file away") from error
+    claim(workdir, recipe, model=run.model, resume=run.resume,
+          data={name: value for name, value in vars(run).items()
+                if name == "data" or name.endswith(_PATHS)})
 
 
 def _report(path, recipe, task, metrics, seconds, images_per_second, *, with_recipe=False):

@@ -307,7 +307,7 @@ def test_workdir_with_a_foreign_config(capsys, tmp_path, rec):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text("[1, 2")
     assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
-                            tmp_path / "run"), "not a config.json")
+                            tmp_path / "run"), "is not the config.json of a recipe")
 
 
 def test_resume_never_refuses_checkpoints(capsys, tmp_path, rec):

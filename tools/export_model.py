@@ -138,10 +138,10 @@ def of_zoo(name, weights):
 
 def of_run(directory, weights):
     """Returns (net, card) of a run directory of any recipe, with other weights if given."""
-    from gluon_resnest import cli
     from gluon_resnest.interop.weights import load_parameters
+    from gluon_resnest.run_directory import CLASS_NAMES
     from gluon_resnest.tasks import trained_run
-    file = Path(directory) / cli.CLASS_NAMES
+    file = Path(directory) / CLASS_NAMES
     net, card = {"PoseRecipe": pose_run, "SegmentationRecipe": segmentation_run,
                  "DetectionRecipe": detection_run, "PanopticRecipe": panoptic_run}.get(
         trained_run.kind_of_run(directory), trained_run.open_classifier)(directory)

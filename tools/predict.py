@@ -248,13 +248,25 @@ def tell(answers, flags, record, lines):
     return Told(kept, files, problems, first)
 
 
-def tell_rows(answers, flags, key, rows_of, line_of):
-    """Prints the rows of each answer, as lines or as JSON below `key`; none of a problem's."""
+def tell_rows(predictor, flags, files, key, rows_of, line_of, draw):
+    """Prints the rows of each answer, as lines or as JSON below `key`; none of a problem's.
+
+    Args:
+      predictor: answers files.
+      rows_of, line_of: an answer's rows; a row's line.
+      draw: draws answers for --save.
+
+    Returns:
+      `Told`.
+    """
     def rows(answer):
         return [] if answer.problem else rows_of(answer)
 
-    return tell(answers, flags, lambda answer: {key: rows(answer)},
+    told = tell(predictor.answer(files), flags, lambda answer: {key: rows(answer)},
                 lambda answer: [line_of(row).rstrip() for row in rows(answer)])
+    if flags.save:
+        draw(flags.save, told.kept, predictor.card, flags.opacity)
+    return told
 
 
 def tell_poses(flags, files):
@@ -288,43 +300,40 @@ def tell_labels(flags, files):
     from gluon_resnest.interop import segmentation
     from gluon_resnest.interop.segmentation_drawing import draw_labelled
     predictor = load_task(flags, segmentation, segmentation.SegmentationPredictor, "crop_px")
-    told = tell_rows(predictor.answer(files), flags, "classes", lambda answer: [
+    return tell_rows(predictor, flags, files, "classes", lambda answer: [
         {"index": number, "name": predictor.card.name(number), "share": share}
         for number, share in answer.shares()],
-        lambda row: f"{100 * row['share']:6.2f} %  {row['name']}")
-    if flags.save:
-        draw_labelled(flags.save, told.kept, predictor.card, flags.opacity)
-    return told
+        lambda row: f"{100 * row['share']:6.2f} %  {row['name']}", draw_labelled)
 
 
 def tell_objects(flags, files):
     """Finds the objects in all files; returns what is `Told`, and draws it."""
     from gluon_resnest.interop import detection
     from gluon_resnest.interop.detection_drawing import draw_detected
+
+    def line(row):
+        edges = " ".join(f"{edge:7.1f}" for edge in row["box"])
+        return f"{row['score']:.2f}  {row['name']:20s} {edges}"
+
     predictor = load_task(flags, detection, detection.DetectionPredictor, "short_px",
                           options={"threshold": flags.threshold})
-    told = tell_rows(predictor.answer(files), flags, "objects",
-                     lambda answer: answer.rows(predictor.card),
-                     lambda row: f"{row['score']:.2f}  {row['name']:20s} "
-                     + " ".join(f"{edge:7.1f}" for edge in row["box"]))
-    if flags.save:
-        draw_detected(flags.save, told.kept, predictor.card, flags.opacity)
-    return told
+    return tell_rows(predictor, flags, files, "objects",
+                     lambda answer: answer.rows(predictor.card), line, draw_detected)
 
 
 def tell_segments(flags, files):
     """Finds the segments of all files; returns what is `Told`, and draws it."""
     from gluon_resnest.interop import panoptic
     from gluon_resnest.interop.panoptic_drawing import draw_segments
+
+    def line(row):
+        score = f"{row['score']:.2f}" if row["thing"] else ""
+        return f"{100 * row['share']:6.2f} %  {row['name']:20s} {score}"
+
     predictor = load_task(flags, panoptic, panoptic.PanopticPredictor, "short_px",
                           changes={"confidence": flags.threshold})
-    told = tell_rows(predictor.answer(files), flags, "segments",
-                     lambda answer: answer.rows(predictor.card),
-                     lambda row: f"{100 * row['share']:6.2f} %  {row['name']:20s} "
-                     + (f"{row['score']:.2f}" if row["thing"] else ""))
-    if flags.save:
-        draw_segments(flags.save, told.kept, predictor.card, flags.opacity)
-    return told
+    return tell_rows(predictor, flags, files, "segments",
+                     lambda answer: answer.rows(predictor.card), line, draw_segments)
 
 
 def tell_classes(flags, files):

@@ -13,8 +13,8 @@ from pathlib import Path
 from gluon_resnest.engine.report import CURVES, RESULT, verdict
 from gluon_resnest.errors import UserError
 from gluon_resnest.reproduction.rows import essence, recipe_of
+from gluon_resnest.run_directory import CONFIG
 
-CONFIG = "config.json"
 _PATH = re.compile(r"(?:\w+:)?[^\s\"]*/")
 
 

@@ -1,5 +1,4 @@
 """Opens what a finished run has trained."""
-import json
 from pathlib import Path
 
 import mxnet as mx
@@ -12,9 +11,8 @@ from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.deployed import Card
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.run_directory import CLASS_NAMES, read_config
 from gluon_resnest.tasks.detector import build_detector, build_panoptic
-
-CLASS_NAMES = "classes.txt"         # in a run directory, written by cli.train
 
 
 def open_run(directory, *, ctx=None):
@@ -100,7 +98,7 @@ def kind_of_run(directory):
     Raises:
       UserError: if it is no run directory.
     """
-    return _config(Path(directory)).get("kind", ClassificationRecipe.__name__)
+    return read_config(directory)["kind"]
 
 
 def load_backbone(backbone, source, *, network, ctx=None):
@@ -167,19 +165,4 @@ def _best(directory):
 
 
 def _recipe(directory, kind):
-    return kind.from_json(_config(directory)["recipe"])
-
-
-def _config(directory):
-    """Returns what config.json of a run directory holds, "recipe" at least."""
-    file = directory / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        dict(config["recipe"])
-        return config
-    except OSError as error:
-        raise UserError(f"{str(directory)!r} is no run directory, it has no readable config.json "
-                        f"({error.strerror}); give the --workdir of a recipe") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is not the config.json of a recipe ({error}); give the "
-                        "--workdir of a recipe") from error
+    return kind.from_json(read_config(directory)["recipe"])

@@ -1,0 +1,77 @@
+"""A run directory: the names of its files, what its config.json says, and whose it is."""
+import dataclasses
+import json
+from pathlib import Path
+
+from gluon_resnest.errors import UserError
+from gluon_resnest.files import write_whole
+
+CONFIG, CLASS_NAMES = "config.json", "classes.txt"
+
+
+def is_training(directory):
+    """Returns whether a training, not only an evaluation, has begun there; None is no directory."""
+    return directory is not None and (Path(directory) / "checkpoints").is_dir()
+
+
+def read_config(directory):
+    """Returns what config.json says: "model", "kind" (the recipe's class), "recipe" and more.
+
+    Raises:
+      UserError: if it is no run directory, or the file is another program's.
+    """
+    file = Path(directory) / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return {"model": "-", "kind": "ClassificationRecipe", **config,
+                "recipe": dict(config["recipe"])}
+    except OSError as error:
+        raise UserError(f"{str(directory)!r} is no run directory, it has no readable {CONFIG} "
+                        f"({error.strerror}); give the --workdir of a recipe") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{str(file)!r} is not the {CONFIG} of a recipe ({error}); give the "
+                        "--workdir of a recipe, or move the file away") from error
+
+
+def claim(directory, recipe, *, model, data, resume):
+    """Takes a directory for this process's run; writes config.json, or checks the one there.
+
+    Args:
+      directory: path; it is made.
+      recipe: of the run. model: its name among the recipes.
+      data: {flag: value}, where the data and the first weights are; recorded only.
+      resume: "auto" goes on with what is there, "never" refuses it.
+
+    Raises:
+      UserError: if it cannot be written, another process trains there, or it holds a run of
+        another recipe.
+    """
+    from gluon_resnest.engine.occupied import occupy
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {directory} cannot be written: {error.strerror}; give a "
+                        "directory of yours with room") from error
+    occupy(directory)
+    path = directory / CONFIG
+    if not path.exists() or not is_training(directory):
+        from gluon_resnest import __version__
+        from gluon_resnest.provenance import commit
+        write_whole(path, json.dumps({
+            "model": model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
+            "data": data, "version": __version__, "commit": commit()}, indent=1) + "\n")
+        return
+    # A field that was added since that run began had its default value there.
+    before = {**{field.name: field.default for field in dataclasses.fields(recipe)},
+              **read_config(directory)["recipe"]}
+    # What its numbers are said to come from may have been mended since, and trains nothing.
+    changed = [f"{name}: {before[name]!r} there, {value!r} now"
+               for name, value in recipe.to_json().items()
+               if before[name] != value and name != "source"]
+    if changed:
+        raise UserError(f"--workdir {directory} holds a run of another recipe "
+                        f"({'; '.join(changed)}); give another directory, or the same recipe")
+    if resume == "never":
+        raise UserError(f"--workdir {directory} has checkpoints and --resume is never; use "
+                        "--resume auto to continue, or give another directory")
