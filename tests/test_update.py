@@ -25,6 +25,7 @@ from gluon_resnest.engine.optim import optimizer, scale_rates, set_multipliers
 from gluon_resnest.engine.update import Update, clip, make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.norm import freeze
+from gluon_resnest.models.resnest import initialize
 from gluon_resnest.zoo import get_model
 
 RECIPE = ClassificationRecipe(network="resnest_tiny", source="a test", batch=12)
@@ -220,6 +221,27 @@ def test_average_and_loss_scale_are_resumed_bit_for_bit():
         np.testing.assert_equal(values(other), values(net))
     assert another.state()[1] == update.state()[1]
     assert another.state()[1]["loss_scale"] == {"scale": 512.0, "good": 0}
+
+
+def test_an_evaluation_between_two_steps_changes_no_bit():
+    """Though inference leaves the weights in layouts of oneDNN."""
+    states = []
+    for evaluations in (0, 1):
+        net = get_model("resnest_tiny", classes=2)
+        mx.random.seed(3)
+        initialize(net)
+        net.hybridize(static_alloc=True)
+        update = update_of(net)
+        for step in range(2):
+            images = nd.array(np.random.RandomState(step).standard_normal((6, 3, 32, 32)))
+            update.step(lambda batch: {"square": (net(batch[0]) ** 2).mean()}, (images,), lr=0.1)
+            for _ in range(evaluations):
+                with update.averaged():
+                    net(images).wait_to_read()
+        momenta = {key: array.asnumpy() for key, array in update.state()[0].items()}
+        states.append({**values(net), **momenta})
+    one, other = states
+    assert {key for key in one if one[key].tobytes() != other[key].tobytes()} == set()
 
 
 @pytest.mark.parametrize("made, used, message", [

@@ -4,9 +4,11 @@ One update: loss and gradient of each part of the batch, sum over the workers, l
 gradient clipped, optimizer, moving average (decision 0027).
 """
 import contextlib
+import ctypes
 
 import mxnet as mx
 from mxnet import autograd
+from mxnet.base import _LIB, check_call
 
 from gluon_resnest.engine.amp import LossScaler
 from gluon_resnest.engine.ema import Average
@@ -80,16 +82,13 @@ class Update:
         Returns:
           {name: scalar NDArray} of the whole local batch.
         """
+        if self._settles:
+            _leave_onednn_layouts(self._trained())
+            self._settles = False
         if self._average is not None:
             self._average.start()
         scale = self._scaler.scale if self._scaler is not None else 1.0
         terms = self._propagate(losses, batch, scale / self._parts)
-        if self._settles:
-            # Inference on a CPU leaves weights in oneDNN's layout, the next training pass puts
-            # them back some time later, and nag_mom_update computes another last bit in the one
-            # than in the other: it reads a weight after, or before, having written it.
-            mx.nd.waitall()
-            self._settles = False
         self._trainer.allreduce_grads()
         gradients = [parameter.grad() for parameter in self._trained()]
         if self._scaler is None or self._scaler.accepts(gradients):
@@ -207,6 +206,20 @@ def clip(gradients, norm):
     factor = mx.nd.minimum(norm / mx.nd.sqrt(squares.sum()), 1)
     for gradient in gradients:
         mx.nd.broadcast_mul(gradient, factor.reshape((1,) * gradient.ndim), out=gradient)
+
+
+def _leave_onednn_layouts(parameters):
+    """Puts values back into the plain layout, which inference on a CPU takes them out of.
+
+    A training pass may do so, too, or not, and some time later; `nag_mom_update` computes another
+    last bit in the one layout than in the other, for it reads a weight after, or before, having
+    written it. Asking for the address of an array is what puts it back.
+    """
+    mx.nd.waitall()             # an inference under way may still change the layout
+    address = ctypes.c_void_p()
+    for parameter in parameters:
+        for value in parameter.list_data():
+            check_call(_LIB.MXNDArrayGetData(value.handle, ctypes.byref(address)))
 
 
 def _split(batch, parts):

@@ -4,6 +4,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.models.deform import fused_deformables
 from gluon_resnest.models.dropblock import without_dropblock
+from gluon_resnest.models.small_maps import fit_small_maps
 from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 from gluon_resnest.models.training_graph import (
     fuse_norm_and_relu, training_form, wants_training_form)
@@ -20,6 +21,8 @@ class TwoGraphs(nn.HybridBlock):
     _tracing_training = False
     _training_graph = ((), None, [])    # _cached_graph, _cached_op, _cached_op_args of training;
     _inputs = 0                         # those names themselves are about inference
+    _fits = None                        # shapes (H, W) that the training graph holds for; None: all
+    _may_fit = True
 
     def export(self, path, epoch=0, remove_amp_cast=True):
         """Writes the inference graph and the parameters; see `HybridBlock.export`."""
@@ -31,6 +34,8 @@ class TwoGraphs(nn.HybridBlock):
         self._inputs = len(args)
         if not autograd.is_training():
             return super()._call_cached_op(*args)
+        if self._fits not in (None, _sides(args)):      # other sizes: from now on a graph for all
+            self._training_graph, self._fits, self._may_fit = ((), None, []), None, False
         self._swap()
         self._tracing_training = True
         try:
@@ -55,9 +60,26 @@ class TwoGraphs(nn.HybridBlock):
             return super()._get_graph(*args)
         with training_form(self):
             inputs, outputs = super()._get_graph(*args)
-        self._cached_graph = inputs, fuse_norm_and_relu(outputs)
+        outputs = fuse_norm_and_relu(outputs)
+        if self._may_fit and _all_shapes_known(self, args):
+            fitted = fit_small_maps(outputs, {
+                variable.name: array.shape for variable, array in zip(inputs, args)})
+            if fitted is not None:
+                outputs, self._fits = fitted, _sides(args)
+        self._cached_graph = inputs, outputs
         return self._cached_graph
 
     def _clear_cached_op(self):
         super()._clear_cached_op()
         self._training_graph, self._inputs = ((), None, []), 0
+        self._fits, self._may_fit = None, True
+
+
+def _sides(args):
+    return [array.shape[2:] for array in args if isinstance(array, nd.NDArray)]
+
+
+def _all_shapes_known(block, args):
+    return all(isinstance(array, nd.NDArray) for array in args) and all(
+        param.shape is not None and 0 not in param.shape
+        for param in block.collect_params().values())

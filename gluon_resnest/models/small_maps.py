@@ -1,0 +1,188 @@
+"""Convolutions over maps of a few pixels as matrix products, in graphs of training on a CPU.
+
+On a map of 2 x 2 pixels a 3x3 convolution reads 16 of its 36 taps, and oneDNN's kernels, which are
+made for rows of pixels, reach half their speed there. As a product with a matrix of those 16 taps
+it takes a third of the time (docs/decisions/0143-small-maps.md). Networks for 32 pixels spend a
+fifth of a step on such maps.
+"""
+import ast
+import json
+from typing import NamedTuple, Tuple
+
+import mxnet as mx
+
+_MOST_GROUPS = 4        # of a convolution; each is a product of its own
+
+
+def fit_small_maps(symbol, shapes):
+    """Replaces convolutions over small maps by products of matrices.
+
+    Args:
+      symbol: float32 graph, all of whose parameters have shapes that follow from the inputs'.
+      shapes: {input: (N, C, H, W)}.
+
+    Returns:
+      The graph, of the same inputs, parameters and outputs, that holds for these H and W only; or
+      None if no map is small because of them.
+    """
+    graph = json.loads(symbol.tojson(remove_amp_cast=False))
+    maps = _maps(graph, shapes)
+    fitting = {number for number, around in maps.items() if around.pays()}
+    if not fitting or any(node["op"].startswith("amp_") for node in graph["nodes"]):
+        return None
+    larger = {name: (*shape[:2], *(2 * side for side in shape[2:]))
+              for name, shape in shapes.items()}
+    try:
+        larger = _maps(graph, larger)
+    except mx.MXNetError:                       # there is a graph for one size only
+        larger = {}
+    if all(larger.get(number) == maps[number] for number in fitting):
+        return None                             # pooled maps, of one pixel at every size
+    splice = _Splice()
+    for number, node in enumerate(graph["nodes"]):
+        if number in fitting:
+            splice.replace(number, node, maps[number].product(len(node["inputs"]) == 3))
+        else:
+            splice.keep(number, node)
+    return splice.symbol(graph)
+
+
+class _Around(NamedTuple):
+    """A convolution and the sides (height, width) of the maps before and behind it."""
+
+    before: Tuple[int, int]
+    behind: Tuple[int, int]
+    kernel: Tuple[int, int]
+    stride: Tuple[int, int]
+    pad: Tuple[int, int]
+    filters: int
+    channels: int
+    groups: int
+
+    def pays(self):
+        """Returns whether the product is faster: it needs at most half the taps, or all are one."""
+        pixels = self.before[0] * self.before[1]
+        return self.groups <= _MOST_GROUPS and (
+            pixels == 1 or 2 * pixels <= self.kernel[0] * self.kernel[1])
+
+    def product(self, biased):
+        """Returns the convolution of the variables x, weight and maybe bias as products."""
+        F, places = mx.sym, self.behind[0] * self.behind[1]
+        x, weight, bias = map(F.var, ("x", "weight", "bias"))
+        matrices = [self._matrix(part) for part in _parts(weight, 0, self.filters, self.groups)]
+        if biased and self.groups == places == 1:
+            return F.reshape(F.FullyConnected(x, matrices[0], bias, num_hidden=self.filters),
+                             shape=(-1, self.filters, 1, 1))
+        products = [F.FullyConnected(part, matrix, no_bias=True,
+                                     num_hidden=self.filters // self.groups * places)
+                    for part, matrix in zip(_parts(x, 1, self.channels, self.groups), matrices)]
+        whole = F.concat(*products, dim=1) if self.groups > 1 else products[0]
+        whole = F.reshape(whole, shape=(-1, self.filters, *self.behind))
+        return F.broadcast_add(whole, F.reshape(bias, (1, -1, 1, 1))) if biased else whole
+
+    def _matrix(self, weight):
+        """Returns (filters * places behind, channels * pixels before) of a group's weights."""
+        F, inner, taps = mx.sym, self.channels // self.groups, self.kernel[0] * self.kernel[1]
+        if taps == 1:
+            return F.reshape(weight, shape=(-1, inner))
+        places, pixels = (height * width for height, width in (self.behind, self.before))
+        weight = F.FullyConnected(F.reshape(weight, shape=(-1, taps)), self._taps(),
+                                  num_hidden=places * pixels, no_bias=True)
+        weight = F.reshape(weight, shape=(-1, inner, places, pixels))
+        return F.reshape(F.transpose(weight, axes=(0, 2, 1, 3)), shape=(-1, inner * pixels))
+
+    def _taps(self):
+        """Returns (places behind * pixels before, taps): one at the tap that joins two, if any."""
+        F, pixels = mx.sym, self.before[0] * self.before[1]
+        pairs = F.arange(self.behind[0] * self.behind[1] * pixels)
+        place = F.floor(pairs / pixels)
+        pixel = pairs - pixels * place
+        down, right = (
+            _coordinate(pixel, self.before, axis) + self.pad[axis]
+            - self.stride[axis] * _coordinate(place, self.behind, axis) for axis in (0, 1))
+        height, width = self.kernel
+        inside = (down >= 0) * (down < height) * (right >= 0) * (right < width)
+        tap = (down * width + right) * inside - (1 - inside)        # -1: no column of one_hot
+        return F.BlockGrad(F.one_hot(tap, height * width))
+
+
+def _coordinate(number, sides, axis):
+    row = mx.sym.floor(number / sides[1])
+    return row if axis == 0 else number - sides[1] * row
+
+
+def _parts(x, axis, length, parts):
+    """Cuts an axis. Weights of groups first of all: an inference leaves them in a layout of oneDNN
+    that `slice_axis` can read, but `reshape` cannot."""
+    if parts == 1:
+        return [x]
+    step = length // parts
+    return [mx.sym.slice_axis(x, axis=axis, begin=start, end=start + step)
+            for start in range(0, length, step)]
+
+
+def _maps(graph, shapes):
+    """Returns {number of node: _Around} of the plain 2-d convolutions whose maps are known."""
+    nodes = [node if node["op"] == "null" else {**node, "name": f"node{number}"}
+             for number, node in enumerate(graph["nodes"])]     # a layer called twice has one name
+    internals = mx.sym.load_json(json.dumps({**graph, "nodes": nodes})).get_internals()
+    known = dict(zip(internals.list_outputs(), internals.infer_shape_partial(**shapes)[1]))
+
+    def shape(entry):
+        name = nodes[entry[0]]["name"]
+        return next((known[key] for key in (name, f"{name}_output", f"{name}_output{entry[1]}")
+                     if key in known), ())
+
+    found = {}
+    for number, node in enumerate(graph["nodes"]):
+        if node["op"] != "Convolution":
+            continue
+        before, behind = shape(node["inputs"][0]), shape((number, 0))
+        values = {name: ast.literal_eval(node["attrs"].get(name, default)) for name, default in [
+            ("kernel", "()"), ("stride", "(1, 1)"), ("pad", "(0, 0)"), ("dilate", "(1, 1)"),
+            ("num_group", "1"), ("num_filter", "0")]}
+        if (len(before) == len(behind) == 4 and min(before[1:] + behind[1:]) > 0
+                and tuple(values["dilate"]) == (1, 1)):
+            found[number] = _Around(
+                before[2:], behind[2:], *(tuple(values[name])
+                                          for name in ("kernel", "stride", "pad")),
+                values["num_filter"], before[1], values["num_group"])
+    return found
+
+
+class _Splice:
+    """Copies a graph node by node, some of them replaced by graphs of several."""
+
+    def __init__(self):
+        self._nodes, self._numbers = [], {}         # old number of a node -> new one
+
+    def keep(self, number, node):
+        """Copies a node."""
+        self._numbers[number] = self._add(node, node["name"],
+                                          [self._entry(entry) for entry in node["inputs"]])
+
+    def replace(self, number, node, fragment):
+        """Copies, in place of a node, a graph whose variables x, weight, bias are its inputs."""
+        given = dict(zip(("x", "weight", "bias"), map(self._entry, node["inputs"])))
+        inner, entries = json.loads(fragment.tojson()), {}      # of nodes with one output
+        for place, each in enumerate(inner["nodes"]):
+            if each["op"] == "null":
+                entries[place] = given[each["name"]]
+            else:
+                entries[place] = [self._add(each, f"{node['name']}_{each['name']}", [
+                    entries[source] for source, *_ in each["inputs"]]), 0, 0]
+        self._numbers[number] = entries[inner["heads"][0][0]][0]
+
+    def symbol(self, graph):
+        """Returns the new graph; the old one says its outputs."""
+        return mx.sym.load_json(json.dumps({
+            "nodes": self._nodes, "heads": [self._entry(entry) for entry in graph["heads"]],
+            "arg_nodes": [number for number, node in enumerate(self._nodes)
+                          if node["op"] == "null"], "attrs": graph["attrs"]}))
+
+    def _add(self, node, name, inputs):
+        self._nodes.append({**node, "name": name, "inputs": inputs})
+        return len(self._nodes) - 1
+
+    def _entry(self, entry):
+        return [self._numbers[entry[0]], *entry[1:]]
