@@ -21,6 +21,7 @@ from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
+from gluon_resnest.tasks.device import to_device
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.workload import classification_workload
 from gluon_resnest.zoo import get_model, load_weights
@@ -157,7 +158,7 @@ class Classification:
                           disable=None if self._comm.is_main else True):
             images, labels = batch.arrays
             if len(labels):     # a worker's share of the last step may be empty
-                logits = self.net(nd.array(images, ctx=self._context)).astype("float32", copy=False)
+                logits = self.net(to_device(images, self._context)).astype("float32", copy=False)
                 yield batch, logits.asnumpy()
 
     def check_seen(self, seen):
@@ -230,13 +231,12 @@ class Classification:
                                       recipe.label_smoothing, recipe.smoothing_formula)
         if self._class_weights is not None:
             targets = targets * self._class_weights
-        images = nd.array(images, ctx=self._context)
+        images = to_device(images, self._context)
         if keep is not None:
-            keep = nd.array(keep.reshape(len(lam), 1, *(keep.shape[2:] or (1, 1))),
-                            ctx=self._context)
-            mate = nd.take(images, nd.array(partner, ctx=self._context))
+            keep = to_device(keep.reshape(len(lam), 1, *(keep.shape[2:] or (1, 1))), self._context)
+            mate = nd.take(images, to_device(partner, self._context))
             images = mate + nd.broadcast_mul(keep, images - mate)
-        return images, nd.array(targets, ctx=self._context)
+        return images, to_device(targets, self._context)
 
 
 def _mixing_plan(recipe, batch):

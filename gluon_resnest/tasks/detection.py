@@ -29,6 +29,7 @@ from gluon_resnest.tasks.coco_files import cocoeval, write_results
 from gluon_resnest.tasks.detection_evaluation import (
     KINDS, ProposalRecall, check_results, coco_ap, coco_results, table)
 from gluon_resnest.tasks.detector import build_detector
+from gluon_resnest.tasks.device import to_device
 from gluon_resnest.tasks.lvis_evaluation import lvis, lvis_ap
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
@@ -145,7 +146,7 @@ class Detection:
         if self._recipe.normalize == "local":
             return {name: loss.mean() for name, loss in losses.items()}
         with autograd.pause():
-            counts = nd.array([loss.count for loss in losses.values()], ctx=self._context)
+            counts = to_device([loss.count for loss in losses.values()], self._context)
             total = self._comm.sum_later(counts, f"counts.{next(self._sums)}")
             means = nd.maximum(total, 1) / self._comm.size
         return {name: loss.total / means[number:number + 1]
@@ -231,7 +232,7 @@ class Detection:
 
     def _prepared(self, loader, batch):
         objects = [Objects(*each) for each in batch.objects]
-        return (nd.array(batch.images, ctx=self._context), batch.sizes, objects,
+        return (to_device(batch.images, self._context), batch.sizes, objects,
                 [loader.rng(batch, number) for number in range(len(objects))],
                 *self._counted(loader, batch))
 
@@ -295,8 +296,8 @@ class Detection:
         return np.concatenate([known, more])
 
     def _count(self, recall, batch):
-        boxes, scores = self.detector.proposals(nd.array(batch.images, ctx=self._context),
-                                                nd.array(batch.sizes, ctx=self._context))
+        boxes, scores = self.detector.proposals(to_device(batch.images, self._context),
+                                                to_device(batch.sizes, self._context))
         for row, score, objects in zip(boxes.asnumpy(), scores.asnumpy(), batch.objects):
             recall.update(row[score > NO_BOX / 2], objects.boxes[~objects.crowd])
 

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import mxnet as mx
 import numpy as np
-from mxnet import nd
 from tqdm import tqdm
 
 from gluon_resnest.data import keypoints
@@ -20,6 +19,7 @@ from gluon_resnest.models.resnest import initialize
 from gluon_resnest.models.simple_pose import STRIDE, encode, predict_joints
 from gluon_resnest.tasks import pose_evaluation
 from gluon_resnest.tasks.coco_files import cocoeval, write_results
+from gluon_resnest.tasks.device import to_device
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.tasks.workload import pose_workload
@@ -146,7 +146,7 @@ class Pose:
     def _drawn(self, batch):
         """Moves a batch to the device and draws its heat maps there."""
         recipe = self._recipe
-        images, joints = (nd.array(array, ctx=self._context) for array in batch.arrays)
+        images, joints = (to_device(array, self._context) for array in batch.arrays)
         maps, weights = encode(joints, recipe.height // STRIDE, recipe.width // STRIDE,
                                recipe.sigma, exact=recipe.centre == "exact")
         return images, maps, weights
@@ -154,7 +154,7 @@ class Pose:
     def _found(self):
         """Returns the joints of all persons in pixels of their images, (P, 17, 3), all workers'."""
         def forward(images):
-            return self.net(nd.array(images, ctx=self._context)).astype(
+            return self.net(to_device(images, self._context)).astype(
                 "float32", copy=False).asnumpy()
 
         dataset, mine = self._val.dataset, []

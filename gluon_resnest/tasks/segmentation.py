@@ -25,6 +25,7 @@ from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixe
 from gluon_resnest.models.pixel_loss import PixelCrossEntropy
 from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.models.whole_image import WholeImage
+from gluon_resnest.tasks.device import to_device
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.tasks.workload import segmentation_workload
@@ -116,7 +117,7 @@ class Segmentation:
         in the whole batch: the same for each image, and on each worker.
         """
         for batch, number in zip(self._train.batches(start_step), itertools.cycle(_SUM_NUMBERS)):
-            images, labels = (nd.array(part, ctx=self._context) for part in batch.arrays)
+            images, labels = (to_device(part, self._context) for part in batch.arrays)
             labelled = self._comm.sum_later((labels >= 0).sum(), f"pixels.{number}")
             count = len(images) * self._comm.size
             pixels = nd.maximum(labelled, 1) / count
@@ -147,7 +148,7 @@ class Segmentation:
             self._coarse, self.params, self._comm,
             batches=self._recipe.precise_bn_batches if self._train else 0,
             loader=lambda: _training_data(self._recipe, self._run, self._comm),
-            forward=lambda batch: self._coarse(nd.array(batch.arrays[0], ctx=self._context)))
+            forward=lambda batch: self._coarse(to_device(batch.arrays[0], self._context)))
         matrix, seen = ConfusionMatrix(self._recipe.classes), 0
         own = shard(len(self._val), self._comm.rank, self._comm.size)
         for image, labels in tqdm(read_ahead(self._val, own, self._readers), "evaluating",
