@@ -7,7 +7,7 @@ Expected: 45.12 % mIoU, 81.17 % pixel accuracy on ADE20K's validation set, six s
 The same file runs alone, without Horovod; running it again on the same workdir continues.
 
     python recipes/deeplabv3.py --smoke                              wiring check, no data, a minute
-    python recipes/deeplabv3.py --model shapes --data synthetic --workdir runs/shapes    trial
+    python recipes/deeplabv3.py --model shapes --data synthetic --workdir runs/seg_shapes    trial
     python recipes/deeplabv3.py --model resnest101_ade --root DIR --eval-only --weights FILE
     python recipes/deeplabv3.py ... --eval-only --eval-scales 1 --eval-flip false    single scale
 """

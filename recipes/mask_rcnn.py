@@ -9,7 +9,7 @@ same file runs alone, without Horovod; running it again on the same workdir cont
 
     python recipes/mask_rcnn.py --model tiny_coco --smoke          wiring check, no data, a minute
     python recipes/mask_rcnn.py --model shapes --data synthetic --synthetic-steps 400 \\
-        --workdir runs/shapes                                      trial on drawn shapes
+        --workdir runs/mask_shapes                                 trial on drawn shapes
     python recipes/mask_rcnn.py --workdir runs/mask50 --root coco --eval-only
 
 LVIS (entries with @lvis): `coco` also holds annotations/lvis_v1_train.json and lvis_v1_val.json.

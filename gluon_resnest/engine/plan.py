@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from gluon_resnest.errors import UserError, nearest
 
-FUSION_BYTES = 64 * 2 ** 20         # Horovod's default
+FUSION_BYTES = 64 * 2 ** 20     # Horovod's limit is 128 MiB, but it sends what a cycle finds ready
 BACKWARD_SHARE = 2 / 3
 _SLOTS = {"nag": 1, "sgd": 1, "adam": 2}
 

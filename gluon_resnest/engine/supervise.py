@@ -31,7 +31,7 @@ POLL_SECONDS = 0.2
 FRUITLESS = 3              # this many attempts in a row without a newer checkpoint: give up
 SLACK = 20                 # standing still for so many times the usual duration is being stuck
 START_SECONDS = "300"      # for workers to find each other; Horovod's own 30 s are short when busy
-LONGEST_PAUSE = 60         # seconds before a restart; the first is at once, later pauses double
+PAUSE = 5                  # seconds before the last of these attempts; the others begin at once
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Supervisor:
                 _log.error("giving up after %d attempts (%s):\n%s", len(attempts), why,
                            _table(attempts))
                 return 1
-            pause = min(LONGEST_PAUSE, 5 * 2 ** (fruitless - 2)) if fruitless > 1 else 0
+            pause = PAUSE if fruitless > 1 else 0
             _log.warning("%s; restart %d of %d in %d s", attempt.reason, len(attempts),
                          self._max_restarts, pause)
             self._sleep(pause)

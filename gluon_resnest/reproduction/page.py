@@ -37,7 +37,7 @@ first ([detection](detection.md#training), [segmentation](segmentation.md#traini
 **Command**: what a row runs, with `python` before it, data and `--workdir` behind it.
 **GPU hours**: of one V100, by the model of [`--plan`](plan.md) with the speeds stated in
 `gluon_resnest/reproduction/cost.py`: a classifier in proportion to ResNeSt-50's 258 images/s, a
-detector to GluonCV's 3.5 images/s; evaluation and loading are left out, so expect more.
+detector to GluonCV's 3.46 images/s; evaluation and loading are left out, so expect more.
 **Verdict**: the mean over seeds may fall short of the first number by the tolerance, in points.
 Behind measured numbers are the seeds of the runs; with several, ± is the standard deviation of one.
 """
