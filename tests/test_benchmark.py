@@ -1,4 +1,5 @@
 """The benchmark: statistics by hand, what is dropped, who may take part, one real tiny run."""
+import importlib
 import importlib.util
 import json
 import re
@@ -6,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from gluon_resnest.benchmark import process, report, rounds
@@ -239,6 +242,19 @@ def test_between_turns_everything_stands_still(tmp_path, monkeypatch):
 def states_of(processes):
     return {Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[0]
             for each in processes}
+
+
+def test_openvino_calibrates_on_the_batch_its_network_was_written_for(monkeypatch):
+    """The file has a fixed batch; neither library is installed here, so both are stood in for."""
+    monkeypatch.syspath_prepend(str(ROOT / "gluon_resnest/benchmark/sides"))
+    given = []
+    monkeypatch.setitem(sys.modules, "nncf", mock.MagicMock(
+        Dataset=given.extend, __version__="3.4.0"))
+    monkeypatch.setitem(sys.modules, "openvino", mock.MagicMock(__version__="2026.4"))
+    monkeypatch.delitem(sys.modules, "side_onnx", raising=False)
+    images = np.zeros((16, 3, 8, 6), np.float32)
+    importlib.import_module("side_onnx")._openvino({"precision": "int8", "threads": 1}, "x", images)
+    assert given and {batch.shape for batch in given} == {images.shape}
 
 
 def test_real_run(tmp_path):

@@ -73,7 +73,7 @@ def _openvino(job, path, images):
     network = core.read_model(path)
     if job["precision"] == "int8":
         import nncf
-        network = nncf.quantize(network, nncf.Dataset([images[:1]] * 4))
+        network = nncf.quantize(network, nncf.Dataset([images] * 4))
         versions["nncf"] = nncf.__version__
     compiled = core.compile_model(network, "CPU", {
         "INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY",
