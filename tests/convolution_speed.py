@@ -58,17 +58,21 @@ def main():
             return nd.Convolution(x, weight, kernel=weights[2:], stride=stride, pad=pad,
                                   num_filter=weights[0], num_group=groups, no_bias=True)
 
+        def forward_in_training():
+            with autograd.train_mode():         # inference would keep the weight in oneDNN's layout
+                forward()
+
         def both():
             with autograd.record():
                 y = forward()
             y.backward(ones)
 
         ones = nd.ones_like(forward())
-        once, whole = seconds(forward), seconds(both)
+        once, whole = seconds(forward_in_training), seconds(both)
         operations = 2 * ones.size * weight[0].size / 1e9
-        rows.append((whole * calls, f"{calls} x {shape} by {weights}, {groups} groups: forward "
-                     f"{operations / once:.0f}, backward {2 * operations / (whole - once):.0f} "
-                     "GFLOP/s"))
+        rows.append((whole * calls, f"{calls} x {shape} by {weights}, {groups} groups: "
+                     f"{operations / once:.0f} GFLOP/s forward, {3 * operations / whole:.0f} with "
+                     "gradients"))
     print(f"all: {1e3 * sum(spent for spent, _ in rows):.0f} ms")
     for spent, text in sorted(rows, reverse=True)[:flags.most]:
         print(f"{1e3 * spent:7.1f} ms: {text}")

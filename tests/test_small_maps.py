@@ -42,7 +42,7 @@ def test_products_compute_the_convolution(size, kernel, stride, pad, groups, bia
                       prefix="layer_")
     symbol = layer(mx.sym.var("data"))
     rng = np.random.RandomState(0)
-    arrays = {"data": nd.array(rng.standard_normal((5, 8, *size)))}
+    arrays = {"data": nd.array(rng.standard_normal((32, 8, *size)))}
     for name, param in layer.collect_params().items():
         arrays[name] = nd.array(rng.standard_normal(param.shape))
     fitted = fit_small_maps(symbol, {"data": arrays["data"].shape})
@@ -57,20 +57,27 @@ def test_products_compute_the_convolution(size, kernel, stride, pad, groups, bia
     ((2, 2), (3, 3), {"padding": 1, "groups": 8}), ((2, 2), (3, 3), {"padding": 2, "dilation": 2})])
 def test_other_convolutions_stay(size, kernel, options):
     symbol = nn.Conv2D(8, kernel, in_channels=8, **options)(mx.sym.var("data"))
-    assert fit_small_maps(symbol, {"data": (5, 8, *size)}) is None
+    assert fit_small_maps(symbol, {"data": (32, 8, *size)}) is None
+
+
+@pytest.mark.parametrize("size, least", [((1, 1), 8), ((2, 2), 32)])
+def test_small_batches_are_not_worth_the_making_of_a_matrix(size, least):
+    symbol = nn.Conv2D(8, 3, padding=1, in_channels=8)(mx.sym.var("data"))
+    assert fit_small_maps(symbol, {"data": (least - 1, 8, *size)}) is None
+    assert fit_small_maps(symbol, {"data": (least, 8, *size)}) is not None
 
 
 def test_maps_that_are_small_at_every_size_bind_no_graph():
     net = nn.HybridSequential()
     net.add(nn.GlobalAvgPool2D(), nn.Conv2D(4, 1, in_channels=8))
-    assert fit_small_maps(net(mx.sym.var("data")), {"data": (2, 8, 16, 12)}) is None
-    assert fit_small_maps(net(mx.sym.var("data")), {"data": (2, 8, 1, 1)}) is None
+    assert fit_small_maps(net(mx.sym.var("data")), {"data": (32, 8, 16, 12)}) is None
+    assert fit_small_maps(net(mx.sym.var("data")), {"data": (32, 8, 1, 1)}) is None
 
 
 def test_graphs_of_mixed_precision_stay():
     x = mx.sym.amp_cast(mx.sym.var("data"), dtype="float16")
     symbol = nn.Conv2D(8, 3, 1, 1, in_channels=8)(x)
-    assert fit_small_maps(symbol, {"data": (5, 8, 2, 2)}) is None
+    assert fit_small_maps(symbol, {"data": (32, 8, 2, 2)}) is None
 
 
 def step(net, x):
@@ -96,7 +103,7 @@ def test_a_network_learns_the_same_at_small_and_at_other_sizes(name, tmp_path):
     twin.load_parameters(str(tmp_path / "net.params"))
     net.hybridize()
     for size, fits in (((32, 32), True), ((64, 48), False), ((32, 32), False)):
-        x = nd.random.normal(shape=(24, 3, *size))
+        x = nd.random.normal(shape=(32, 3, *size))
         (loss, gradients), (expected_loss, expected) = step(net, x), step(twin, x)
         assert (net._fits is not None) is fits
         assert loss == pytest.approx(expected_loss, rel=1e-4)
@@ -110,13 +117,13 @@ def test_another_size_brings_a_graph_for_all_sizes():
     initialize(net)
     net.hybridize()
     seen = []
-    for side in (32, 32, 64, 32, 96):
-        step(net, nd.random.normal(shape=(2, 3, side, side)))
+    for side in (32, 32, 64, 32, 48):
+        step(net, nd.random.normal(shape=(32, 3, side, side)))
         seen.append(net._training_graph[1])
     assert seen[0] is seen[1] and seen[1] is not seen[2] and seen[2] is seen[3] is seen[4]
     assert operators(net._training_graph[0][1])["FullyConnected"] == 1
     net.hybridize()
-    step(net, nd.random.normal(shape=(2, 3, 32, 32)))
+    step(net, nd.random.normal(shape=(32, 3, 32, 32)))
     assert operators(net._training_graph[0][1])["FullyConnected"] > 1
 
 
@@ -124,7 +131,7 @@ def test_inference_has_convolutions_only():
     net = get_model("resnest14", classes=5)
     initialize(net)
     net.hybridize()
-    step(net, nd.random.normal(shape=(2, 3, 32, 32)))
+    step(net, nd.random.normal(shape=(32, 3, 32, 32)))
     net(nd.zeros((1, 3, 32, 32))).wait_to_read()
     assert operators(net._cached_graph[1])["FullyConnected"] == 1
 
@@ -143,7 +150,7 @@ def test_a_network_that_does_not_know_its_shapes_yet_trains():
     net = Deferred()
     net.initialize()
     net.hybridize()
-    x = nd.random.normal(shape=(2, 3, 2, 2))
+    x = nd.random.normal(shape=(32, 3, 2, 2))
     with autograd.record():
         loss = (net(x) ** 2).sum()
     loss.backward()
@@ -155,11 +162,11 @@ def test_a_layer_called_twice_at_two_sizes():
     layer = nn.Conv2D(4, 3, padding=1, in_channels=3, prefix="layer_")
     large, small = mx.sym.var("large"), mx.sym.var("small")
     symbol = mx.sym.concat(*(layer(map_).reshape((-1,)) for map_ in (large, small)), dim=0)
-    fitted = fit_small_maps(symbol, {"large": (2, 3, 8, 6), "small": (2, 3, 2, 1)})
+    fitted = fit_small_maps(symbol, {"large": (32, 3, 8, 6), "small": (32, 3, 2, 1)})
     assert operators(fitted)["Convolution"] == operators(fitted)["FullyConnected"] // 2 == 1
     rng = np.random.RandomState(0)
     arrays = {name: nd.array(rng.standard_normal(shape)) for name, shape in {
-        "large": (2, 3, 8, 6), "small": (2, 3, 2, 1), "layer_weight": (4, 3, 3, 3),
+        "large": (32, 3, 8, 6), "small": (32, 3, 2, 1), "layer_weight": (4, 3, 3, 3),
         "layer_bias": (4,)}.items()}
     for found, expected in zip(computed(fitted, arrays), computed(symbol, arrays)):
         np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())

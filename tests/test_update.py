@@ -233,7 +233,7 @@ def test_an_evaluation_between_two_steps_changes_no_bit():
         net.hybridize(static_alloc=True)
         update = update_of(net)
         for step in range(2):
-            images = nd.array(np.random.RandomState(step).standard_normal((6, 3, 32, 32)))
+            images = nd.array(np.random.RandomState(step).standard_normal((32, 3, 32, 32)))
             update.step(lambda batch: {"square": (net(batch[0]) ** 2).mean()}, (images,), lr=0.1)
             for _ in range(evaluations):
                 with update.averaged():

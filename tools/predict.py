@@ -36,6 +36,7 @@ from typing import NamedTuple, Optional
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
+from gluon_resnest.run_directory import CONFIG
 
 DEFAULTS = {"topk": 5, "batch": 16, "threshold": 0.5, "opacity": 0.6}
 _COLOURED = ("segmentation", "detection", "panoptic")
@@ -118,7 +119,7 @@ def kind_of(network):
     if deployed.is_exported(network):
         task = str(deployed.task_of(network))
         return (task, tasks[task][1]) if task in tasks else ("classification", "classifier")
-    if "/" in network and not Path(network, "config.json").is_file():
+    if "/" in network and not Path(network, CONFIG).is_file():
         return None, None
     return next(((task, word) for task, (spells, word) in tasks.items() if spells(network)),
                 ("classification", "classifier"))
@@ -135,7 +136,7 @@ def load(flags):
     """Returns (Predictor, network) that the flags mean; the network of an exported pair is None."""
     from gluon_resnest.interop import deployed, trained
     from gluon_resnest.interop.predictor import Predictor
-    net, run = None, Path(flags.network, "config.json").is_file()
+    net, run = None, Path(flags.network, CONFIG).is_file()
     exported = not run and (deployed.is_exported(flags.network) or "/" in flags.network)
     if not exported:
         refuse_engine(flags)
@@ -248,8 +249,8 @@ def tell(answers, flags, record, lines):
     return Told(kept, files, problems, first)
 
 
-def tell_rows(predictor, flags, files, key, rows_of, line_of, draw):
-    """Prints the rows of each answer, as lines or as JSON below `key`; none of a problem's.
+def tell_rows(predictor, flags, files, *, key, rows_of, line_of, draw):
+    """Prints the rows of each answer, as lines or as JSON below `key`, and draws it for --save.
 
     Args:
       predictor: answers files.
@@ -300,10 +301,11 @@ def tell_labels(flags, files):
     from gluon_resnest.interop import segmentation
     from gluon_resnest.interop.segmentation_drawing import draw_labelled
     predictor = load_task(flags, segmentation, segmentation.SegmentationPredictor, "crop_px")
-    return tell_rows(predictor, flags, files, "classes", lambda answer: [
-        {"index": number, "name": predictor.card.name(number), "share": share}
-        for number, share in answer.shares()],
-        lambda row: f"{100 * row['share']:6.2f} %  {row['name']}", draw_labelled)
+    return tell_rows(
+        predictor, flags, files, key="classes", draw=draw_labelled,
+        rows_of=lambda answer: [{"index": number, "name": predictor.card.name(number),
+                                 "share": share} for number, share in answer.shares()],
+        line_of=lambda row: f"{100 * row['share']:6.2f} %  {row['name']}")
 
 
 def tell_objects(flags, files):
@@ -317,8 +319,8 @@ def tell_objects(flags, files):
 
     predictor = load_task(flags, detection, detection.DetectionPredictor, "short_px",
                           options={"threshold": flags.threshold})
-    return tell_rows(predictor, flags, files, "objects",
-                     lambda answer: answer.rows(predictor.card), line, draw_detected)
+    return tell_rows(predictor, flags, files, key="objects", line_of=line, draw=draw_detected,
+                     rows_of=lambda answer: answer.rows(predictor.card))
 
 
 def tell_segments(flags, files):
@@ -332,8 +334,8 @@ def tell_segments(flags, files):
 
     predictor = load_task(flags, panoptic, panoptic.PanopticPredictor, "short_px",
                           changes={"confidence": flags.threshold})
-    return tell_rows(predictor, flags, files, "segments",
-                     lambda answer: answer.rows(predictor.card), line, draw_segments)
+    return tell_rows(predictor, flags, files, key="segments", line_of=line, draw=draw_segments,
+                     rows_of=lambda answer: answer.rows(predictor.card))
 
 
 def tell_classes(flags, files):

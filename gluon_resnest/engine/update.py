@@ -4,14 +4,13 @@ One update: loss and gradient of each part of the batch, sum over the workers, l
 gradient clipped, optimizer, moving average (decision 0027).
 """
 import contextlib
-import ctypes
 
 import mxnet as mx
 from mxnet import autograd
-from mxnet.base import _LIB, check_call
 
 from gluon_resnest.engine.amp import LossScaler
 from gluon_resnest.engine.ema import Average
+from gluon_resnest.engine.memory import address_of
 from gluon_resnest.engine.optim import scale_rates
 from gluon_resnest.errors import UserError
 
@@ -82,13 +81,13 @@ class Update:
         Returns:
           {name: scalar NDArray} of the whole local batch.
         """
-        if self._settles:
-            _leave_onednn_layouts(self._trained())
-            self._settles = False
         if self._average is not None:
             self._average.start()
         scale = self._scaler.scale if self._scaler is not None else 1.0
         terms = self._propagate(losses, batch, scale / self._parts)
+        if self._settles:
+            _leave_onednn_layouts(self._trained())
+            self._settles = False
         self._trainer.allreduce_grads()
         gradients = [parameter.grad() for parameter in self._trained()]
         if self._scaler is None or self._scaler.accepts(gradients):
@@ -213,13 +212,12 @@ def _leave_onednn_layouts(parameters):
 
     A training pass may do so, too, or not, and some time later; `nag_mom_update` computes another
     last bit in the one layout than in the other, for it reads a weight after, or before, having
-    written it. Asking for the address of an array is what puts it back.
+    written it.
     """
     mx.nd.waitall()             # an inference under way may still change the layout
-    address = ctypes.c_void_p()
     for parameter in parameters:
         for value in parameter.list_data():
-            check_call(_LIB.MXNDArrayGetData(value.handle, ctypes.byref(address)))
+            address_of(value)
 
 
 def _split(batch, parts):

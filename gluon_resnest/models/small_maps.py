@@ -12,6 +12,8 @@ from typing import NamedTuple, Tuple
 import mxnet as mx
 
 _MOST_GROUPS = 4        # of a convolution; each is a product of its own
+_LEAST_BATCH = 32       # making a matrix of a kernel costs the same for any batch
+_LEAST_BATCH_ON_ONE_PIXEL = 8
 
 
 def fit_small_maps(symbol, shapes):
@@ -19,7 +21,7 @@ def fit_small_maps(symbol, shapes):
 
     Args:
       symbol: float32 graph, all of whose parameters have shapes that follow from the inputs'.
-      shapes: {input: (N, C, H, W)}.
+      shapes: {input: (N, C, H, W)}, or other shapes of inputs that are no images.
 
     Returns:
       The graph, of the same inputs, parameters and outputs, that holds for these H and W only; or
@@ -50,6 +52,7 @@ def fit_small_maps(symbol, shapes):
 class _Around(NamedTuple):
     """A convolution and the sides (height, width) of the maps before and behind it."""
 
+    batch: int
     before: Tuple[int, int]
     behind: Tuple[int, int]
     kernel: Tuple[int, int]
@@ -60,10 +63,12 @@ class _Around(NamedTuple):
     groups: int
 
     def pays(self):
-        """Returns whether the product is faster: it needs at most half the taps, or all are one."""
-        pixels = self.before[0] * self.before[1]
-        return self.groups <= _MOST_GROUPS and (
-            pixels == 1 or 2 * pixels <= self.kernel[0] * self.kernel[1])
+        """Returns whether the product is faster: the map is one pixel, or has at most half as many
+        pixels as the kernel has taps, and the batch is worth the making of a matrix."""
+        pixels, taps = self.before[0] * self.before[1], self.kernel[0] * self.kernel[1]
+        if self.groups > _MOST_GROUPS or pixels > 1 and 2 * pixels > taps:
+            return False
+        return self.batch >= (_LEAST_BATCH_ON_ONE_PIXEL if pixels == 1 else _LEAST_BATCH)
 
     def product(self, biased):
         """Returns the convolution of the variables x, weight and maybe bias as products."""
@@ -144,8 +149,8 @@ def _maps(graph, shapes):
         if (len(before) == len(behind) == 4 and min(before[1:] + behind[1:]) > 0
                 and tuple(values["dilate"]) == (1, 1)):
             found[number] = _Around(
-                before[2:], behind[2:], *(tuple(values[name])
-                                          for name in ("kernel", "stride", "pad")),
+                before[0], before[2:], behind[2:],
+                *(tuple(values[name]) for name in ("kernel", "stride", "pad")),
                 values["num_filter"], before[1], values["num_group"])
     return found
 

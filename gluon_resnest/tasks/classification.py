@@ -10,6 +10,7 @@ from gluon_resnest.data.loader import Loader
 from gluon_resnest.data.sampling import EvalPlan, TrainPlan
 from gluon_resnest.data.synthetic import SyntheticClassification
 from gluon_resnest.engine.amp import enable
+from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Cosine, Steps, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
@@ -21,7 +22,6 @@ from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
-from gluon_resnest.tasks.device import to_device
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.workload import classification_workload
 from gluon_resnest.zoo import get_model, load_weights

@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 
 from gluon_resnest.engine.report import read_log
 from gluon_resnest.errors import MissingExtra, UserError
+from gluon_resnest.run_directory import CONFIG
 
 _PANEL_INCHES = (4.6, 3.6)
 _MOST_METRICS = 3
@@ -124,7 +125,7 @@ def _run(directory):
     if not lines:
         raise UserError(f"{str(directory)!r} is no run directory with a log; give the --workdir of "
                         "a training that has begun")
-    return Run(directory.resolve().name, _content(directory / "config.json").get("model", "-"),
+    return Run(directory.resolve().name, _content(directory / CONFIG).get("model", "-"),
                [line for line in lines if line["kind"] == "training"],
                [line for line in lines if line["kind"] == "evaluation"],
                _content(directory / "result.json"))

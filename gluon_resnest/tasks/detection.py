@@ -14,6 +14,7 @@ from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.repeat_factor import image_counts
 from gluon_resnest.data.sampling import random_for, shard
 from gluon_resnest.engine.amp import enable
+from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Steps, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
@@ -29,7 +30,6 @@ from gluon_resnest.tasks.coco_files import cocoeval, write_results
 from gluon_resnest.tasks.detection_evaluation import (
     KINDS, ProposalRecall, check_results, coco_ap, coco_results, table)
 from gluon_resnest.tasks.detector import build_detector
-from gluon_resnest.tasks.device import to_device
 from gluon_resnest.tasks.lvis_evaluation import lvis, lvis_ap
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone

@@ -11,6 +11,7 @@ from gluon_resnest.data.loader import Loader
 from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.data.sampling import EvalPlan, TrainPlan
 from gluon_resnest.engine.amp import enable
+from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Steps, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
@@ -19,7 +20,6 @@ from gluon_resnest.models.resnest import initialize
 from gluon_resnest.models.simple_pose import STRIDE, encode, predict_joints
 from gluon_resnest.tasks import pose_evaluation
 from gluon_resnest.tasks.coco_files import cocoeval, write_results
-from gluon_resnest.tasks.device import to_device
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.tasks.workload import pose_workload

@@ -17,6 +17,7 @@ from gluon_resnest.data.segmentation_layouts import open_segmentation
 from gluon_resnest.data.segmentation_transforms import TrainTransform
 from gluon_resnest.data.shapes import KINDS, ShapeScenes
 from gluon_resnest.engine.amp import enable
+from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Poly, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
@@ -25,7 +26,6 @@ from gluon_resnest.metrics import ConfusionMatrix, intersection_over_union, pixe
 from gluon_resnest.models.pixel_loss import PixelCrossEntropy
 from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.models.whole_image import WholeImage
-from gluon_resnest.tasks.device import to_device
 from gluon_resnest.tasks.statistics import settle_statistics
 from gluon_resnest.tasks.trained_run import load_backbone
 from gluon_resnest.tasks.workload import segmentation_workload
