@@ -23,8 +23,12 @@ def read_config(directory):
     file = Path(directory) / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return {"model": "-", "kind": "ClassificationRecipe", **config,
-                "recipe": dict(config["recipe"])}
+        config = {"model": "-", "kind": "ClassificationRecipe", **config,
+                  "recipe": dict(config["recipe"])}
+        for name in ("model", "kind"):
+            if not isinstance(config[name], str):
+                raise TypeError(f"{name} is {config[name]!r}")
+        return config
     except OSError as error:
         raise UserError(f"{str(directory)!r} is no run directory, it has no readable {CONFIG} "
                         f"({error.strerror}); give the --workdir of a recipe") from error

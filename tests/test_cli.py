@@ -303,9 +303,11 @@ def test_counts_must_be_positive(capsys, flag, word):
     assert code == 2 and "a whole number of at least 1" in err
 
 
-def test_workdir_with_a_foreign_config(capsys, tmp_path, rec):
+@pytest.mark.parametrize("text", ["[1, 2", "[]", '{"kind": null, "recipe": {}}',
+                                  '{"model": 3, "recipe": {}}', '{"recipe": 7}'])
+def test_workdir_with_a_foreign_config(text, capsys, tmp_path, rec):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    (tmp_path / "run/config.json").write_text("[1, 2")
+    (tmp_path / "run/config.json").write_text(text)
     assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
                             tmp_path / "run"), "is not the config.json of a recipe")
 

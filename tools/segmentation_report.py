@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnest.errors import UserError, exit_on_user_error
+from gluon_resnest.run_directory import CLASS_NAMES
 
 
 def parse(argv=None):
@@ -24,7 +25,7 @@ def load(run):
     """Returns (confusion matrix, class names or None) of a run directory."""
     from gluon_resnest.data.classification import read_class_names
     from gluon_resnest.tasks.segmentation import CONFUSION
-    file, names = Path(run) / CONFUSION, Path(run) / "classes.txt"
+    file, names = Path(run) / CONFUSION, Path(run) / CLASS_NAMES
     try:
         pixels = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
