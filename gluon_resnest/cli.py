@@ -17,7 +17,7 @@ from pathlib import Path
 from gluon_resnest.config import override
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 from gluon_resnest.files import write_whole
-from gluon_resnest.run_directory import CLASS_NAMES, claim, is_training, read_config
+from gluon_resnest.run_directory import CHECKPOINTS, CLASS_NAMES, claim, is_training, read_recipe
 
 _log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     workdir = Path(run.workdir)
     comm.on_main(lambda: _claim(workdir, recipe, run))
     comm.split(recipe.batch)
-    checkpoints = Checkpoints(workdir / "checkpoints", run.keep)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, run.keep)
     task = task_class(recipe, run, comm)
     comm.on_main(lambda: write_whole(workdir / CLASS_NAMES, "\n".join(task.class_names) + "\n")
                  if task.class_names else None)
@@ -305,7 +305,7 @@ def evaluate(recipe, run, task, comm):
     trained = comm.on_main(lambda: is_training(workdir))
     judges_file = getattr(run, "results", None)         # of a task that can; no network runs
     if not run.weights and not judges_file and not (trained and Checkpoints(
-            workdir / "checkpoints").restore_best(task.net, comm)):
+            workdir / CHECKPOINTS).restore_best(task.net, comm)):
         raise UserError("there is nothing to evaluate: give --weights FILE, --weights published, "
                         "or the --workdir of a training run")
     if workdir is not None and not trained:
@@ -330,18 +330,13 @@ def _as_trained(recipe, run, comm):
       UserError: if --model names another entry than the run's, or the run is of another kind.
     """
     workdir = Path(run.workdir) if run.workdir else None
-    config = comm.on_main(lambda: read_config(workdir) if is_training(workdir) else None)
-    if config is None:
+    found = comm.on_main(lambda: read_recipe(
+        workdir, type(recipe), "use the recipe that trained it",
+        named=run.named) if is_training(workdir) else None)
+    if found is None:
         return recipe
-    kind = type(recipe)
-    if config["kind"] != kind.__name__:
-        raise UserError(f"--workdir {workdir} holds a run of a {config['kind']}, not of a "
-                        f"{kind.__name__}; use the recipe that trained it")
-    if run.named and run.named != config["model"]:
-        raise UserError(f"--workdir {workdir} holds a run of {config['model']!r}, not of "
-                        f"{run.named!r}; leave --model out, or give --weights and another workdir")
-    run.model = config["model"]
-    return override(kind.from_json(config["recipe"]), run.changes)
+    run.model, recipe = found
+    return override(recipe, run.changes)
 
 
 def _smoke(recipe, run, task_class, comm):

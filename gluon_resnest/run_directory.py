@@ -6,12 +6,17 @@ from pathlib import Path
 from gluon_resnest.errors import UserError
 from gluon_resnest.files import write_whole
 
-CONFIG, CLASS_NAMES = "config.json", "classes.txt"
+CONFIG, CLASS_NAMES, CHECKPOINTS = "config.json", "classes.txt", "checkpoints"
+
+
+def is_run(directory):
+    """Returns whether a recipe has run there, trained or evaluated."""
+    return (Path(directory) / CONFIG).is_file()
 
 
 def is_training(directory):
     """Returns whether a training, not only an evaluation, has begun there; None is no directory."""
-    return directory is not None and (Path(directory) / "checkpoints").is_dir()
+    return directory is not None and (Path(directory) / CHECKPOINTS).is_dir()
 
 
 def read_config(directory):
@@ -35,6 +40,28 @@ def read_config(directory):
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{str(file)!r} is not the {CONFIG} of a recipe ({error}); give the "
                         "--workdir of a recipe, or move the file away") from error
+
+
+def read_recipe(directory, recipe_class, advice, *, named=None):
+    """Returns (model, recipe) of a run: the entry's name, and what it was trained with.
+
+    Args:
+      directory: path.
+      recipe_class: whose recipe it must be; advice: ends the error's sentence, what to do instead.
+      named: entry that the run must be of; None: any.
+
+    Raises:
+      UserError: if it is no run directory, or one of another kind or entry.
+    """
+    config = read_config(directory)
+    model, kind = config["model"], config["kind"]
+    if kind != recipe_class.__name__:
+        raise UserError(f"{str(directory)!r} holds a run of a {kind}, not of a "
+                        f"{recipe_class.__name__}; {advice}")
+    if named not in (None, model):
+        raise UserError(f"{str(directory)!r} holds a run of {model!r}, not of {named!r}; leave "
+                        "--model out, or give another directory")
+    return model, recipe_class.from_json(config["recipe"])
 
 
 def claim(directory, recipe, *, model, data, resume):

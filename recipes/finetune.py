@@ -29,7 +29,8 @@ OURS = ClassificationRecipe(
 # Learning, section 14.2, which the report follows; it adds the losses of a batch up, so that its
 # rates mean 128 times ours (decision 0131).
 REPORT = replace(
-    OURS, source="CIFAR-10 report, IV.C; 95.0 % with ResNeSt-50 from ImageNet", epochs=5, batch=128,
+    OURS, source="CIFAR-10 report, IV.C; 95.0 % with ResNeSt-50 from ImageNet", tolerance=2.0,
+    epochs=5, batch=128,
     lr=5e-5, warmup_epochs=0.0, schedule="constant", optimizer="sgd", momentum=0.0, wd=1e-3,
     decay_bias_and_norm=True, final_drop=0.0, label_smoothing=0.0, class_weights="none",
     crop_scale=0.08, jitter=0.0, lighting=0.0, patience=0)

@@ -31,7 +31,7 @@ RECIPE = ClassificationRecipe(
     crop_px=32, eval_px=32, auto_augment="none", precision="bfloat16", lr=0.05)
 RUN = argparse.Namespace(data="synthetic", synthetic_steps=6, data_workers=0, device="cpu",
                          weights=None, eval_only=False, eval_batch=2, rec_train=None, rec_val=None,
-                         teacher_weights=None)
+                         workdir=None, teacher_weights=None)
 
 
 def is_16_bits(dtype):

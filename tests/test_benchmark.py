@@ -164,7 +164,7 @@ def test_only_equal_precisions_are_compared():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["train", "--paper", "table4"], "--paper belongs to infer, not to train"),
+    (["train", "--paper", "table4"], "--paper table4 belongs to infer, not to train"),
     (["infer", "--with-recipe"], "--with-recipe belongs to train, not to infer"),
     (["infer", "--batch", "0"], "--batch must be positive, got 0"),
     (["train", "--workers", "a"], "--workers must be whole numbers such as 1,2, got 'a'"),
@@ -194,7 +194,7 @@ def test_bfloat16_is_refused_where_the_cpu_has_none(monkeypatch):
 
 def test_paper_tables_name_networks_of_the_zoo():
     from gluon_resnest.zoo import VARIANTS
-    assert all(name in VARIANTS for rows in TOOL.PAPER.values() for name, _ in rows)
+    assert all(name in VARIANTS for _, rows in TOOL.PAPER.values() for name, _ in rows)
     flags = TOOL.parse(["infer", "--paper", "table4", "--threads", "1"])
     entries = TOOL.entries_of(flags, print)
     assert [(entry.label, entry.job["size"], entry.images) for entry in entries[:3]] == [

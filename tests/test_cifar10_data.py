@@ -2,6 +2,7 @@
 import io
 import os
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -12,8 +13,8 @@ from gluon_resnest.data import cifar10
 from gluon_resnest.data.packing import folder_items, pack
 from gluon_resnest.errors import UserError
 
-NAMES = ("bird", "cat", "ship")
-PER_CLASS = {"train": 4, "test": 2}
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PER_CLASS = {"train": 2, "test": 1}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def doubled(times):
 def write_batches(root, parts, protocol):
     """Writes the python batches as Krizhevsky's files have them: rows of 3 x 32 x 32."""
     root.mkdir()
-    pieces = {"test_batch": (parts["test"], range(6))}
+    pieces = {"test_batch": (parts["test"], range(10))}
     for number in range(5):
-        pieces[f"data_batch_{number + 1}"] = (parts["train"], range(number, 12, 5))
+        pieces[f"data_batch_{number + 1}"] = (parts["train"], range(number, 20, 5))
     for name, (images, chosen) in pieces.items():
         some = images.take(list(chosen))
         content = {"data": some.pixels.transpose(0, 3, 1, 2).reshape(len(some), -1),
@@ -72,11 +73,11 @@ def check(got, expected, ordered=True):
 def test_folders_hold_the_pixels_of_their_files(folder):
     parts = cifar10.read(folder)
     train = parts["train"]
-    assert train.pixels.shape == (12, 32, 32, 3) and train.labels.tolist() == [
-        0] * 4 + [1] * 4 + [2] * 4
+    assert train.pixels.shape == (20, 32, 32, 3)
+    assert train.labels.tolist() == np.repeat(range(10), 2).tolist()
     np.testing.assert_array_equal(
-        train.pixels[5], np.asarray(Image.open(folder / "train/cat/0001.png")))
-    assert len(parts["test"]) == 6
+        train.pixels[7], np.asarray(Image.open(folder / "train/cat/0001.png")))
+    assert len(parts["test"]) == 10
 
 
 def test_an_archive_is_its_folder(folder, tmp_path):
@@ -113,12 +114,49 @@ def test_the_bytes_of_python_2_are_read():
 
 
 def test_records_hold_the_same_images(folder, tmp_path):
-    for part in cifar10.PARTS:
-        items, names = folder_items(folder / part)
-        pack(items, folder / part, tmp_path / f"{part}.rec", class_names=names)
-    train, expected = cifar10.read(tmp_path)["train"], cifar10.read(folder)["train"]
+    train = cifar10.read(pack_parts(folder, tmp_path))["train"]
+    expected = cifar10.read(folder)["train"]
     assert train.labels.tolist() == expected.labels.tolist() and train.class_names == NAMES
     assert abs(train.pixels.astype(int) - expected.pixels).mean() < 5        # records hold JPEGs
+
+
+def pack_parts(folder, root):
+    """Packs both parts, each with the names of its own folders."""
+    for part in cifar10.PARTS:
+        items, names = folder_items(folder / part)
+        pack(items, folder / part, root / f"{part}.rec", class_names=names)
+    return root
+
+
+FORMS = {"folder": lambda folder, root: folder, "records": pack_parts,
+         "archive": lambda folder, root: archive(folder, root / "images.tar.gz", "cifar10")}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("break_it, message", [
+    (lambda root: shutil.rmtree(root / "test/airplane"), "only one of them has 'airplane'"),
+    (lambda root: shutil.rmtree(root / "train/airplane"), "only one of them has 'airplane'"),
+    (lambda root: (root / "test/cat").rename(root / "test/kitten"), "has 'cat', 'kitten'"),
+    (lambda root: [shutil.copytree(root / part / "cat", root / part / "zebra")
+                   for part in cifar10.PARTS], "has 11 classes and labels from 0 to 10, expected"),
+    (lambda root: [shutil.rmtree(root / part / "truck") for part in cifar10.PARTS],
+     "train of .* has 9 classes .*expected images of CIFAR-10's 10, 0 to 9"),
+], ids=["test lacks one", "train lacks one", "renamed", "eleven", "nine"])
+def test_both_parts_have_the_same_ten_classes(folder, tmp_path, form, break_it, message):
+    shutil.copytree(folder, tmp_path / "images")
+    break_it(tmp_path / "images")
+    with pytest.raises(UserError, match=message):
+        cifar10.read(FORMS[form](tmp_path / "images", tmp_path))
+
+
+def test_records_number_both_parts_alike(folder, tmp_path):
+    pack_parts(folder, tmp_path)
+    (tmp_path / "test.classes.txt").write_text("\n".join(reversed(NAMES)))
+    with pytest.raises(UserError, match="their order differs"):
+        cifar10.read(tmp_path)
+    for part in cifar10.PARTS:          # without names, the labels still say how many classes
+        (tmp_path / f"{part}.classes.txt").unlink()
+    assert cifar10.read(tmp_path)["test"].labels.tolist() == list(range(10))
 
 
 def change(file, **changes):

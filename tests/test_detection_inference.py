@@ -1,4 +1,5 @@
 """From outputs to detections of the file, several views of an image, COCO's AP and recall."""
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,20 @@ def test_true_boxes_have_an_ap_of_one_hundred():
     metrics, _ = coco_ap(ground_truth(SOURCE), masks, "segm")
     assert 0 < metrics["mask_ap"] < 100 and "ap" not in metrics     # shapes do not fill boxes
     assert all("bbox" not in each for each in masks)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_numbers_and_optional_fields_of_annotations_do_not_matter(kind):
+    """The judge takes the number 0 for no annotation; area and iscrowd have values of COCO's."""
+    truth, found = ground_truth(SOURCE), dict(zip(("bbox", "segm"), true_results()))[kind]
+    truth["annotations"] = [{**row, "area": row["bbox"][2] * row["bbox"][3]}
+                            for row in truth["annotations"] if not row["iscrowd"]]
+    bare = {**truth, "annotations": [
+        {**{name: row[name] for name in ("image_id", "category_id", "bbox", "segmentation")},
+         "id": number} for number, row in enumerate(truth["annotations"])]}
+    before = copy.deepcopy(bare)
+    assert coco_ap(bare, found, kind) == coco_ap(truth, found, kind)
+    assert bare == before
 
 
 def test_nothing_found_is_zero_and_odd_boxes_count_for_nothing():

@@ -33,7 +33,8 @@ RECIPE = ClassificationRecipe(
     crop_scale=0.5, jitter=0.0, lighting=0.0, dropblock=0.0, label_smoothing=0.0, mixup_alpha=0.0,
     last_gamma=False, class_weights="balanced", eval_every=1)
 RUN = argparse.Namespace(data=None, synthetic_steps=3, data_workers=0, device="cpu", weights=None,
-                         eval_only=False, eval_batch=3, teacher_weights=None, smoke=False)
+                         eval_only=False, eval_batch=3, teacher_weights=None, smoke=False,
+                         workdir=None)
 
 
 def write_images(root, counts, mode="RGB", seed=0):
@@ -125,16 +126,32 @@ def test_the_folders_say_how_many_classes_there_are(tmp_path):
 
 
 @pytest.mark.parametrize("counts, message", [
-    ({"a": 4, "b": 1}, "class 1 has 1 different image"), ({}, "contains no folders")])
+    ({"a": 4, "b": 1}, "class 'b' has 1 different image"), ({}, "contains no folders")])
 def test_folders_that_cannot_be_used_are_named(tmp_path, counts, message):
     write_images(tmp_path, counts)
     with pytest.raises(UserError, match=message):
         open_folders(RECIPE, tmp_path)
 
 
-def test_a_folder_is_needed():
+def test_a_folder_is_needed_but_for_a_plan():
     with pytest.raises(UserError, match="--data DIR is missing"):
         cli.parse({"tiny": RECIPE}, FineTuning, [])
+    recipe, run = cli.parse({"tiny": RECIPE}, FineTuning, [
+        "--plan", "images=300,workers=1,images_per_second=250"])
+    assert "3 epochs x 38 steps" in cli.plan(recipe, run, FineTuning)
+
+
+@pytest.mark.parametrize("layout, message", [
+    (["val/a", "val/b"], "has val/ but no train/, expected both or only folders of classes"),
+    (["test/a", "test/b"], "has test/ but no train/"),
+    (["cat", "dog", "test"], "give a class of that name another one"),
+    (["pictures/a", "pictures/b"], "has one class folder, 'pictures', expected at least two"),
+    (["train/a", "val/a"], "train has one class folder, 'a'")])
+def test_a_training_needs_folders_of_at_least_two_classes(tmp_path, layout, message):
+    for folder in layout:
+        write_images((tmp_path / folder).parent, {Path(folder).name: 1})
+    with pytest.raises(UserError, match=message):
+        cli.parse({"tiny": RECIPE}, FineTuning, ["--data", str(tmp_path)])
 
 
 # --- network -----------------------------------------------------------------------------------
@@ -196,6 +213,14 @@ def test_class_weights_multiply_the_loss_of_their_images(folder):
     (_, targets), (_, hard) = next(task.batches(0)), next(plain.batches(0))
     np.testing.assert_allclose(targets.asnumpy(), hard.asnumpy() * weights, rtol=1e-6)
     assert weights[0] < 1 < weights[1]
+
+
+def test_values_to_start_from_are_missed_aloud(folder, trained_file, caplog):
+    make_task(folder, weights=trained_file[0])
+    make_task(folder, data="synthetic")
+    assert "--weights" not in caplog.text
+    make_task(folder)
+    assert "there are no --weights: a new run starts from random values" in caplog.text
 
 
 # --- batches of one ----------------------------------------------------------------------------
@@ -311,6 +336,63 @@ def predict(*words):
     except SystemExit as end:
         return end.code
     return 0
+
+
+# --- the classes of a run ------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def of_three(tmp_path_factory):
+    """Pictures of three classes, and a run that tells them apart."""
+    root = tmp_path_factory.mktemp("three")
+    pictures = write_images(root / "pictures", {"cat": 8, "dog": 8, "zebra": 8})
+    recipe = dataclasses.replace(RECIPE, epochs=15, lr=0.01)
+    assert train(pictures, root / "run", recipe=recipe)["measured"]["top1"] == 100
+    return pictures, root / "run", recipe
+
+
+@pytest.mark.parametrize("flag", ["--workdir", "--weights"])
+@pytest.mark.parametrize("part", [".", "val", "test"])
+def test_an_evaluation_numbers_classes_as_the_run_does(of_three, tmp_path, flag, part):
+    for name in ("cat", "zebra"):
+        shutil.copytree(of_three[0] / name, tmp_path / part / name)
+    measured = judge(tmp_path, flag, of_three[1])["measured"]
+    assert measured["top1"] == 100 and measured["images"] == (3 if part == "." else 16)
+
+
+@pytest.mark.parametrize("flag", ["--workdir", "--weights"])
+def test_an_evaluation_refuses_a_class_that_the_run_does_not_know(of_three, tmp_path, flag):
+    write_images(tmp_path, {"cat": 2, "horse": 2})
+    with pytest.raises(UserError, match="'horse', which is none of the 3 classes"):
+        judge(tmp_path, flag, of_three[1])
+
+
+def test_weights_of_a_run_are_judged_by_its_own_recipe(of_three, tmp_path):
+    result = judge(of_three[0], "--weights", of_three[1], "--workdir", tmp_path)
+    assert result["measured"]["top1"] == 100
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model"], config["recipe"]["classes"]) == ("tiny", 3)
+    with pytest.raises(UserError, match="holds a run of 'tiny', .* leave --model out"):
+        judge(of_three[0], "--weights", of_three[1], "--model", "other")
+
+
+def judge(folder, *flags):
+    """Evaluates; the entry that the command line does not name is of another network and size."""
+    other = dataclasses.replace(RECIPE, network="resnet18", eval_px=64)
+    words = ["--eval-only", "--data", folder, "--data-workers", 0, *flags]
+    recipe, run = cli.parse({"other": other, "tiny": RECIPE}, FineTuning, list(map(str, words)))
+    return cli.execute(recipe, run, FineTuning)
+
+
+def test_a_run_goes_on_only_with_the_classes_it_began_with(of_three, tmp_path):
+    pictures, workdir, recipe = of_three
+    shutil.copytree(pictures, tmp_path / "pictures")
+    (tmp_path / "pictures/dog").rename(tmp_path / "pictures/hound")
+    with pytest.raises(UserError, match="other classes .class 1: 'dog' there, 'hound' now"):
+        train(tmp_path / "pictures", workdir, recipe=recipe)
+    assert (workdir / "classes.txt").read_text().split() == ["cat", "dog", "zebra"]
+    shutil.rmtree(tmp_path / "pictures/hound")
+    with pytest.raises(UserError, match="another recipe .classes: 3 there, 2 now"):
+        train(tmp_path / "pictures", workdir, recipe=recipe)
 
 
 @pytest.mark.horovod

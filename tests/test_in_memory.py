@@ -50,6 +50,7 @@ def test_shifts_reach_every_corner_and_half_are_mirrored():
 
 def test_epochs_and_seeds_draw_differently():
     draw = PadAndMirror(4, True).draw
+    assert draw(0, 0, 50) is draw(0, 0, 50)            # not again for each batch of an epoch
     first = draw(0, 0, 50)[0]
     assert (first != draw(0, 1, 50)[0]).any() and (first != draw(1, 0, 50)[0]).any()
 

@@ -86,6 +86,15 @@ def test_the_special_cases_by_hand():
     assert positive["ap_frequent"] == pytest.approx(200 / 3)
 
 
+def test_numbers_of_annotations_and_the_area_of_boxes_do_not_matter():
+    """The package takes the number 0 for no annotation."""
+    truth = annotated()
+    for number, row in enumerate(truth["annotations"]):
+        row["id"] = number
+        del row["area"]
+    assert ap(PERFECT, truth) == ap(PERFECT)
+
+
 def test_no_detection_is_an_ap_of_zero():
     assert set(ap([]).values()) == {0}
     assert set(lvis_ap(annotated(), [], "segm")[0].values()) == {0}

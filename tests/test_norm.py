@@ -61,6 +61,14 @@ def test_as_many_stages_as_said_are_frozen(count):
             assert (param.grad_req == "null") is (name.split(".")[0] in frozen), name
 
 
+@pytest.mark.parametrize("network", ["resnest_tiny", "resnet18", "efficientnet_b0"])
+def test_all_stages_are_all_but_the_classifier(network):
+    net = get_model(network, classes=3)
+    freeze_stages(net, 5)
+    assert {name for name, param in net._collect_params_with_prefix().items()
+            if param.grad_req != "null"} == {"fc.weight", "fc.bias"}
+
+
 @pytest.mark.parametrize("count", [-1, 6, 1.0, None, True])
 def test_other_counts_of_frozen_stages_are_refused(count):
     net = get_model("resnest_tiny", classes=3)

@@ -1,4 +1,4 @@
-"""The pose task: OKS AP, exact evaluation and resume, starting backbones, the recipe's mistakes.
+"""The pose task: exact evaluation and resume, starting backbones, the recipe's mistakes.
 
 Started by horovodrun, this file is the worker: it evaluates and writes down what came out.
 """
@@ -16,9 +16,9 @@ from mxnet import nd
 
 from gluon_resnest import cli, zoo
 from gluon_resnest.config import ClassificationRecipe, PoseRecipe
-from gluon_resnest.data.keypoints import PARTNERS, Persons, SyntheticPersons, read_annotations
+from gluon_resnest.data.keypoints import PARTNERS, SyntheticPersons
 from gluon_resnest.data.loader import Batch
-from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
+from gluon_resnest.data.pose_transforms import PersonCrop
 from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.engine.optim import optimizer
@@ -26,12 +26,12 @@ from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.weights import save_parameters
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.models.simple_pose import FLIP_TESTS, decode, encode
+from gluon_resnest.models.simple_pose import FLIP_TESTS
 from gluon_resnest.tasks.pose import Pose
-from gluon_resnest.tasks.pose_evaluation import coco_results, joint_sigmas, oks_ap, suppress
 
 RECIPE = PoseRecipe(network="resnest_tiny", source="a test", epochs=4, batch=8, decay_epochs="2,3",
                     height=64, width=64)
+FILLED = dataclasses.replace(RECIPE, remainder="fill")
 RUN = argparse.Namespace(
     data="synthetic", synthetic_steps=6, data_workers=0, device="cpu", weights=None,
     eval_only=False, eval_batch=2, train_annotations=None, train_images=None, val_annotations=None,
@@ -56,74 +56,6 @@ def synthetic(length=5):
 
 
 # ---- evaluation ---------------------------------------------------------------------------------
-
-def test_true_joints_have_an_ap_of_one_hundred():
-    data = synthetic()
-    joints = data.persons.joints.astype(float)
-    metrics = oks_ap(data.ground_truth(), coco_results(data.persons, joints, 0.2))
-    assert metrics["ap"] == metrics["ar"] == pytest.approx(100)
-    assert "ap_medium" not in metrics and metrics["ap_large"] == pytest.approx(100)
-
-
-def test_ap_falls_as_joints_move_away():
-    data, before = synthetic(), 100.1
-    for away in (4, 12, 100):
-        joints = data.persons.joints + [away, 0, 0]
-        ap = oks_ap(data.ground_truth(), coco_results(data.persons, joints, 0.2))["ap"]
-        assert ap < before
-        before = ap
-    assert ap == 0
-
-
-def test_score_of_a_person_is_that_of_its_box_times_the_sure_joints():
-    persons = Persons({}, np.array([4, 9]), np.ones((2, 4)), np.zeros((2, 17, 3)),
-                      np.array([0.5, 0.5]), "a test")
-    joints = np.zeros((2, 17, 3))
-    joints[0, :3, 2] = 0.1, 0.6, 1.0
-    first, second = coco_results(persons, joints, 0.2)
-    assert first["score"] == pytest.approx(0.5 * 0.8) and second["score"] == 0
-    assert first["image_id"] == 4 and first["category_id"] == 1 and len(first["keypoints"]) == 51
-    json.dumps([first, second])
-
-
-def test_nothing_to_compare_with_is_a_sentence():
-    data = synthetic(1)
-    truth = data.ground_truth()
-    truth["annotations"][0].update(num_keypoints=0, keypoints=[0] * 51)
-    with pytest.raises(UserError, match="no person with labelled joints"):
-        oks_ap(truth, coco_results(data.persons, data.persons.joints, 0.2))
-
-
-def test_of_two_alike_persons_the_better_stays():
-    points = np.random.rand(17, 3) * 50
-    results = [{"image_id": image, "keypoints": (points + away).ravel().tolist(), "score": score}
-               for image, away, score in [(1, 0, 0.5), (1, 0.1, 0.9), (1, 40, 0.4), (2, 0, 0.1)]]
-    kept = suppress(results, [2500.0] * 4, 0.9, joint_sigmas())
-    assert [result["score"] for result in kept] == [0.9, 0.4, 0.1]
-    assert suppress(results, [2500.0] * 4, 1.0, joint_sigmas()) == results
-
-
-def test_similarity_is_cocos():
-    """Two persons are suppressed exactly where COCO's own similarity passes the threshold."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-    data = synthetic(1)
-    joints = data.persons.joints.astype(float)
-    joints[..., 2] = 1
-    moved = joints + np.random.normal(0, 6, joints.shape) * [1, 1, 0]
-    truth = COCO()
-    truth.dataset = data.ground_truth()
-    truth.createIndex()
-    results = coco_results(data.persons, moved, 0.2)
-    judge = COCOeval(truth, truth.loadRes(results), "keypoints")
-    judge.evaluate()
-    similarity = float(judge.ious[0, 1])
-    area = truth.dataset["annotations"][0]["area"]
-    pair = coco_results(data.persons, joints, 0.2) + results
-    pair[0]["score"] = 2.0
-    for threshold, count in ((similarity - 1e-6, 1), (similarity + 1e-6, 2)):
-        assert len(suppress(pair, [area, area], threshold, joint_sigmas())) == count
-
 
 def test_a_network_that_knows_the_joints_has_an_ap_near_one_hundred():
     """Through crop, heat maps, decoding and the way back; every flip test."""
@@ -212,7 +144,7 @@ def run(capsys, recipe_name, *words):
     """Runs the command line in this process; returns (exit code, stdout, stderr)."""
     code = 0
     try:
-        cli.main({recipe_name: dataclasses.replace(RECIPE, remainder="fill")}, Pose,
+        cli.main({recipe_name: FILLED}, Pose,
                  [str(word) for word in words])
     except SystemExit as exit:
         code = exit.code
@@ -243,7 +175,7 @@ def words(coco, workdir):
 def test_a_resumed_run_equals_an_uninterrupted_one(capsys, tmp_path, coco):
     code, out, err = run(capsys, "a", *words(coco, tmp_path / "whole"))
     assert code == 0 and "OKS AP" in out, err
-    recipe, flags = cli.parse({"a": dataclasses.replace(RECIPE, remainder="fill")}, Pose,
+    recipe, flags = cli.parse({"a": FILLED}, Pose,
                               [str(word) for word in words(coco, tmp_path / "parts")])
     cli.train(recipe, flags, Pose, Comm(), stop_epoch=1)
     assert run(capsys, "a", *words(coco, tmp_path / "parts"))[0] == 0
@@ -263,6 +195,38 @@ def test_detected_boxes_are_evaluated(capsys, tmp_path, coco):
     assert code == 0 and "on 2 boxes" in out, err
     results = json.loads((tmp_path / "run/keypoints.json").read_text())
     assert len(results) == 1                                # the same box twice: one person
+
+
+@pytest.mark.parametrize("damage, message", [
+    ({"bbox": [0, 0, 9]}, "own.json is not an annotation file of COCO's keypoints"),
+    ({"image_id": None}, "own.json is not an annotation file .*KeyError: 'image_id'"),
+    ({"area": "x"}, "person 2 has .* as box and 'x' as area, expected four finite numbers and one"),
+    ({"keypoints": [1, 2, 3]}, "person 2 has 3 joint numbers, expected 51")])
+def test_truth_that_cannot_be_judged_is_refused_before_training(coco, tmp_path, damage, message):
+    """A crowd is not trained on, but looked at when joints are judged."""
+    file, folder = coco
+    content = json.loads(file.read_text())
+    row = {**content["annotations"][1], "iscrowd": 1, **damage}
+    content["annotations"][1] = {name: value for name, value in row.items() if value is not None}
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        make_task(FILLED, data="real", train_annotations=file, train_images=folder,
+                  val_annotations=own, val_images=folder)
+
+
+def test_truth_without_joints_is_refused_before_the_evaluation_of_detections(coco, tmp_path):
+    file, folder = coco
+    content = json.loads(file.read_text())
+    for row in content["annotations"]:
+        del row["keypoints"]
+    own, boxes = tmp_path / "own.json", tmp_path / "boxes.json"
+    own.write_text(json.dumps(content))
+    boxes.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 192, 256],
+                                  "score": 0.5}]))
+    with pytest.raises(UserError, match="own.json has no person with a labelled joint, so there"):
+        make_task(FILLED, data="real", train_annotations=file, train_images=folder,
+                  val_annotations=own, val_images=folder, detections=boxes)
 
 
 def test_missing_data_is_one_sentence(capsys, tmp_path):
@@ -335,33 +299,6 @@ def test_the_given_detection_file_evaluates(data_root, capsys, tmp_path):
         folder / "test_coco_det_AP_H_56.json", "--workdir", tmp_path / "run")
     assert code == 0 and "on 118 boxes" in out, err
     assert json.loads((tmp_path / "run/result.json").read_text())["measured"]["images"] == 118
-
-
-def test_true_joints_of_the_sample_have_an_ap_of_one_hundred(data_root):
-    file = data_root / "coco_keypoints_sample/test_coco.json"
-    persons = read_annotations(file, file.parent)
-    metrics = oks_ap(json.loads(file.read_text()), coco_results(persons, persons.joints, 0.2))
-    assert metrics["ap"] == pytest.approx(100)
-
-
-@pytest.mark.parametrize("size, sigma, least", [
-    ((256, 192), 2.0, {"rounded": 99, "exact": 100}),
-    ((128, 96), 1.5, {"rounded": 91, "exact": 99})])
-def test_heat_maps_lose_little_of_true_joints(data_root, size, sigma, least):
-    """What evaluation would say of a network that draws every heat map perfectly."""
-    file = data_root / "tiny_coco/annotations/person_keypoints_val2017.json"
-    persons = read_annotations(file, file.parent)
-    crop = PersonCrop(*size, PARTNERS)
-    matrices = [crop.matrix(box) for box in persons.boxes]
-    joints = np.stack([move(own, matrix) for own, matrix in zip(persons.joints, matrices)])
-    for centre, bound in least.items():
-        maps, _ = encode(nd.array(joints), size[0] // 4, size[1] // 4, sigma,
-                         exact=centre == "exact")
-        found = np.stack([move(own, inverse(matrix))
-                          for own, matrix in zip(decode(maps.asnumpy()), matrices)])
-        ap = oks_ap(json.loads(file.read_text()), coco_results(persons, found, 0.2))["ap"]
-        print(f"{size} {centre}: OKS AP {ap:.1f}")
-        assert ap >= bound - 1e-9
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from mxnet import nd
 
 from gluon_resnest import zoo
+from gluon_resnest.config import PoseRecipe
 from gluon_resnest.data.transforms import eval_transform
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.deployed import Card, paths
@@ -248,6 +249,31 @@ def test_predict_refuses_in_one_sentence(deploy, photos, tmp_path, capsys, words
     assert main_of("predict", *[word.format(**places) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message.format(**places) in line
+
+
+@pytest.mark.parametrize("words", [[], ["--explain", "{tmp}/x.png"], ["--boxes", "boxes.json"]])
+def test_a_run_of_another_kind_is_named_whatever_the_flags(photos, tmp_path, capsys, words):
+    recipe = PoseRecipe(network="resnest14", source="a test")
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "PoseRecipe",
+                                                      "recipe": recipe.to_json()}))
+    assert main_of("predict", tmp_path, photos, *[word.format(tmp=tmp_path) for word in words]) == 2
+    assert "holds a run of a PoseRecipe, not of a Class" in capsys.readouterr().err
+
+
+def test_bad_pictures_alone_are_not_explained(deploy, photos, tmp_path, capsys):
+    words = ["resnest_tiny", photos / "notes.txt", "--weights", deploy.parent / "w.params"]
+    assert main_of("predict", *words, "--explain", tmp_path / "why.png") == 2
+    told = capsys.readouterr()
+    assert "nothing to draw" in told.err and "notes.txt" in told.out
+
+
+def test_the_opacity_of_a_classifier_is_that_of_its_evidence(deploy, photos, tmp_path, capsys):
+    words = ["resnest_tiny", photos / "a.jpg", "--weights", deploy.parent / "w.params",
+             "--opacity", "1"]
+    assert main_of("predict", *words) == 2
+    assert "--explain PICTURE draws; give it" in capsys.readouterr().err
+    load_tool("predict").main([str(word) for word in [*words, "--explain", tmp_path / "why.png"]])
+    assert cv2.imread(str(tmp_path / "why.png")) is not None
 
 
 def test_predict_refuses_a_wrong_checksum(deploy, photos, tmp_path, capsys):

@@ -1,17 +1,13 @@
-"""Published tables as data, what belongs to their rows, and the commands that make them."""
-import functools
+"""Published tables as data, what belongs to their rows, and the page of both."""
 import importlib.util
 import json
 import re
-import runpy
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from finished_run import finished
 
-from gluon_resnest import cli
 from gluon_resnest.engine.plan import Cluster, Workload, estimate
 from gluon_resnest.errors import UserError
 from gluon_resnest.recipes.cifar10 import RECIPES as CIFAR10
@@ -19,21 +15,9 @@ from gluon_resnest.recipes.deeplabv3 import RECIPES as DEEPLAB
 from gluon_resnest.recipes.imagenet import RECIPES as IMAGENET
 from gluon_resnest.reproduction import cost, page, results, rows, running
 from gluon_resnest.reproduction.rows import Table, evaluated, printed, timed, trained
-from gluon_resnest.zoo import backbone_name
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = [(table, row) for table in page.TABLES for row in table.rows]
-
-
-def finished(directory, recipe, top1=62.0, *, data="cifar10", model="x", **result):
-    """Writes what a finished run leaves; returns its directory."""
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(
-        {"model": model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
-         "data": {"data": data}}))
-    (directory / "result.json").write_text(json.dumps(
-        {"measured": {"top1": top1}, "parameters": 8584882, "images_per_second": 40.0, **result}))
-    return directory
 
 
 @pytest.mark.parametrize("table, row", [
@@ -176,12 +160,31 @@ def test_the_page_tells_what_was_measured_and_what_a_row_would_cost(tmp_path):
 
 def test_costs_are_relative_to_the_first_row(tmp_path):
     table = next(table for table in page.TABLES if table.name == "cifar1")
-    finished(tmp_path / "a", CIFAR10["resnet14_0s1x64d"], images_per_second=50.0,
-             parameters=8030000)
-    finished(tmp_path / "b", RECIPE, images_per_second=40.0)
+    finished(tmp_path / "b", RECIPE)
+    assert "| resnest14_2s1x64d | 8.58 | 8.58 | 6471 | 0.79 |  |" in page.render(tmp_path, [table])
+    (tmp_path / "speeds").mkdir()
+    (tmp_path / "speeds/cifar1.json").write_text(json.dumps({
+        "kind": "train", "settings": {"batch": 256, "threads": 1, "classes": 10},
+        "commit": "0123456789",
+        "machine": {"cpu": "a CPU", "cpus": 2}, "rows": [
+            {"competitor": "resnest14_2s1x64d", "ratio": 0.8, "ratio_low": 0.75,
+             "ratio_high": 0.851}]}))
     text = page.render(tmp_path, [table])
-    assert "| resnest14_2s1x64d | 8.58 | 8.58 | 6471 | 0.79 | 0.80 |" in text
+    assert "`tools/benchmark.py train --batch 256 --threads 1 --classes 10`, in turns, at " \
+        "0123456 (a CPU, 1 of 2 CPUs)" in text
+    assert "| resnest14_2s1x64d | 8.58 | 8.58 | 6471 | 0.79 | 0.80 (0.75 to 0.85) |" in text
     assert "| resnest14_1s2x64d | 13.63 |  | 7646 | 0.94 |  |" in text
+
+
+def test_the_networks_timed_for_a_table_are_those_of_its_rows():
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools/benchmark.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    for table in page.TABLES:
+        if table.costs:
+            assert tool.PAPER[table.name] == ("train", [
+                (rows.recipe_of(row).network, rows.recipe_of(row).crop_px) for row in table.rows
+                if "parameters" in dict(row.expected)])
 
 
 def test_gpu_hours_are_those_of_the_plan():
@@ -210,137 +213,11 @@ def test_every_segmentation_row_has_a_price():
             assert cost.gpu_hours(DEEPLAB[row.model]) > 0, row.name
 
 
-# The commands
-
-def test_steps_of_an_evaluation_train_first(tmp_path):
-    row = evaluated("320", "imagenet/resnest50", {"eval_px": "320"}, top1=81.82)
-    training, evaluation = running.steps_of(row, tmp_path, seed=1, extra=["--keep", "2"])
-    assert training.directory == tmp_path / "imagenet/resnest50-seed1"
-    assert evaluation.directory == tmp_path / "imagenet/resnest50-eval_px_320-seed1"
-    assert training.words[1:] == ("--model", "resnest50", "--seed", "1", "--keep", "2",
-                                  "--workdir", str(training.directory))
-    assert "--eval-only" in evaluation.words and evaluation.trained == training.directory
-    with pytest.raises(UserError, match="has no checkpoint to evaluate"):
-        running.process_words(evaluation)
-
-
-def test_backbone_is_filled_in(tmp_path):
-    row = trained("x", "cascade_rcnn/mask_resnest101_dcn")
-    step, = running.steps_of(row, tmp_path, extra=["--backbone-weights", "runs/{backbone}"])
-    assert "runs/resnest101" in step.words
-
-
-def test_every_backbone_of_a_row_has_an_entry_that_trains_it():
-    """So that runs/imagenet/{backbone} is a run that somebody can make."""
-    for _, row in ALL:
-        recipe = rows.recipe_of(row)
-        if recipe is not None and row.recipe not in ("imagenet", "cifar10"):
-            assert IMAGENET[backbone_name(recipe.network)].network == backbone_name(
-                recipe.network), row.name
-
-
-def command_line(recipe, monkeypatch):
-    """Returns what a file of recipes gives to `cli.main`: (recipes, task class)."""
-    given = []
-    monkeypatch.setattr(cli, "main", lambda *arguments: given.extend(arguments))
-    runpy.run_path(str(ROOT / f"recipes/{recipe}.py"), run_name="__main__")
-    return given
-
-
-def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags(monkeypatch):
-    main = functools.lru_cache(maxsize=None)(lambda name: command_line(name, monkeypatch))
-    for table, row in ALL:
-        if row.recipe is None or row.server:
-            continue
-        flags, = [flags for pattern, flags in table.parts()
-                  if row in table.select([pattern])]
-        recipes, task = main(row.recipe)
-        if hasattr(task, "completed"):
-            monkeypatch.delattr(task, "completed")      # looks into the data
-        *_, step = running.steps_of(row, "runs", extra=flags.split())
-        recipe, run = cli.parse(recipes, task, list(step.words[1:]))
-        assert recipe == rows.recipe_of(row), row.name
-        if hasattr(run, "backbone_weights"):
-            assert run.backbone_weights.startswith("runs/imagenet/res"), row.name
-
-
-def test_what_is_not_run_says_why():
-    with pytest.raises(UserError, match="is not run: it is a number in print"):
-        running.steps_of(printed("x", top1=1.0), "runs")
-    assert "tools/benchmark.py infer" in running.why_not(timed("x", "infer", 1.0))
-
-
-def reproduce():
-    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "tools/reproduce.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def command(*words):
-    return subprocess.run([sys.executable, str(ROOT / "tools/reproduce.py"), *words], cwd=str(ROOT),
-                          capture_output=True, text=True, timeout=300)
-
-
-def test_unknown_names_are_answered_with_the_nearest():
-    done = command("tabel3")
-    assert done.returncode == 2 and "did you mean 'table3'" in done.stderr, done.stderr
-
-
-def test_dry_run_prints_each_command_once(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        reproduce().main(["table3", "--only", "resnest50*", "--dry-run", "-np", "8", "--workdir",
-                          str(tmp_path), "--", "--rec-train", "a b.rec"])
-    lines = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 0 and len(lines) == len(set(lines)) == 4
-    assert all("engine.supervise -np 8 --" in line and "'a b.rec'" in line for line in lines)
-    assert not list(tmp_path.iterdir())
-
-
-TINY = (("network", "resnest_tiny"), ("epochs", "1"), ("batch", "4"))
-TRIAL = Table("trial", "A trial", "nowhere", (
-    trained("tiny", "cifar10/resnest14_2s1x64d", changes=TINY, top1=62.64),
-    replace(evaluated("tiny at 40", "cifar10/resnest14_2s1x64d", {"eval_px": "40"}, top1=1.0),
-            changes=TINY),
-    printed("quoted", top1=3.0)))
-EXTRA = ["--", "--data", "synthetic", "--synthetic-steps", "2", "--data-workers", "1"]
-
-
-def test_a_table_is_run_skipped_and_continued(tmp_path, capfd):
-    """For real: trains, evaluates apart, skips what is finished, goes on with what is not."""
-    tool = reproduce()
-
-    def run(*words):
-        with pytest.raises(SystemExit) as ended:
-            tool.main(["trial", "--workdir", str(tmp_path), *words, *EXTRA], [TRIAL])
-        return ended.value.code, capfd.readouterr().out
-
-    code, told = run("--only", "tiny*", "--only", "quoted")
-    assert code == 0, told
-    folder = tmp_path / TRIAL.rows[0].directory
-    assert f"{folder}: running" in told
-    assert re.search(r"^tiny: expected top-1 % 62.64; obtained top-1 % \d+\.\d\d$", told, re.M)
-    assert re.search(r"^tiny at 40: expected top-1 % 1.00; obtained top-1 % ", told, re.M)
-    assert "quoted: not run: it is a number in print" in told
-    own = results.read_run(tmp_path / TRIAL.rows[1].evaluated_directory)
-    assert own.config["recipe"]["eval_px"] == 40
-    assert results.differences(own, TRIAL.rows[1]) == ["data"]          # drawn images
-
-    (folder / "result.json").unlink()                                  # interrupted at the end
-    before = (folder / "log.jsonl").read_text()
-    code, told = run("--only", "tiny*")
-    assert code == 0 and f"{folder}: running" in told
-    assert f"{tmp_path / TRIAL.rows[1].evaluated_directory}: finished before" in told
-    assert (folder / "log.jsonl").read_text().startswith(before.splitlines()[0])
-
-
-@pytest.mark.parametrize("code, ended, tried", [(1, 1, 2), (2, 2, 1), (143, 143, 1)])
-def test_a_failure_goes_on_but_a_mistake_or_a_stop_ends_the_table(code, ended, tried, tmp_path,
-                                                                  monkeypatch):
-    seen = []
-    monkeypatch.setattr(running, "run", lambda step, workers: seen.append(step) or code)
-    table = Table("t", "T", "nowhere", (TRIAL.rows[0], replace(
-        TRIAL.rows[0], name="again", changes=(*TINY, ("lr", "0.1")))))
-    with pytest.raises(SystemExit) as left:
-        reproduce().main(["t", "--workdir", str(tmp_path)], [table])
-    assert (left.value.code, len(seen)) == (ended, tried)
+def test_a_row_without_a_printed_number_tells_what_its_runs_measured(tmp_path):
+    table = next(table for table in page.TABLES if table.name == "hotdog")
+    row = next(row for row in table.rows if row.name == "resnest14 ours")
+    for seed, top1 in [(0, 72.0), (1, 78.0)]:
+        finished(tmp_path / str(seed), replace(rows.recipe_of(row), seed=seed), top1, metric="top1")
+    runs = results.runs_of(row, results.read_runs(tmp_path))
+    assert page.describe(row, runs) == "top-1 % 75.00 ± 4.24 (2 seeds)"
+    assert results.judge(row, runs) is None

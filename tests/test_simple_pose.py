@@ -151,7 +151,7 @@ def test_a_backbone_of_another_stride_is_refused():
 def test_zoo_knows_pose_names_and_refuses_what_they_do_not_have():
     net = zoo.get_model("simple_pose_resnest_tiny")
     assert isinstance(net, simple_pose.SimplePose) and net.final_layer.weight.shape[0] == 17
-    assert "simple_pose_resnest50" in zoo.list_pose_models()
+    assert "simple_pose_resnest50" in zoo.list_models()
     with pytest.raises(UserError, match="which has no classes"):
         zoo.get_model("simple_pose_resnest50", classes=10)
     with pytest.raises(UserError, match="unknown model"):

@@ -26,7 +26,8 @@ ROWS = {**cifar10_recipe.TABLE_1, **cifar10_recipe.TABLE_2}
 TINY = dataclasses.replace(RECIPES["resnest14_2s1x64d"], network="resnest_tiny", classes=3,
                            batch=4, epochs=2)
 RUN = argparse.Namespace(data="cifar", synthetic_steps=3, data_workers=0, device="cpu",
-                         weights=None, eval_only=False, eval_batch=4, teacher_weights=None)
+                         weights=None, eval_only=False, eval_batch=4, workdir=None,
+                         teacher_weights=None)
 
 
 @pytest.fixture

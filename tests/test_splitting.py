@@ -57,6 +57,11 @@ def test_what_cannot_be_split_is_named(labels, count, contents, message):
         split(labels, count, 0, contents)
 
 
+def test_a_class_that_cannot_be_split_is_called_by_its_name():
+    with pytest.raises(UserError, match="class 'dog' has 1 different image"):
+        split([0, 0, 1], 1, 0, class_names=["cat", "dog"])
+
+
 class Letters:
     class_names = ["even", "odd"]
     labels = np.array([0, 1, 0, 1])

@@ -14,7 +14,8 @@ import pytest
 
 from gluon_resnest.engine import supervise
 from gluon_resnest.engine.heartbeat import Beat
-from gluon_resnest.engine.supervise import Attempt, Limits, Pulse
+from gluon_resnest.engine.processes import descendants
+from gluon_resnest.engine.supervise import Attempt, Clock, Limits, Pulse
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,6 +175,26 @@ def test_a_signal_lets_the_job_save(number, tmp_path):
     code, output = job.end()
     assert code == 128 + number and job.starts() == 1 and (tmp_path / "saved").exists()
     assert f"stopped by {number.name}; the same command continues" in output
+
+
+def test_a_machine_that_stood_still_is_no_fault_of_the_worker(tmp_path):
+    job = Job(tmp_path, STOPPABLE.format(saves=True), "--stuck-after", "5")
+    job.wait_for("ready")
+    time.sleep(1)                                           # for the watch to see a step
+    watch, (worker,) = job.process.pid, descendants(job.process.pid)
+    for pid, number, seconds in [(worker, signal.SIGSTOP, 0.5), (watch, signal.SIGSTOP, 8),
+                                 (watch, signal.SIGCONT, 0.5), (worker, signal.SIGCONT, 0)]:
+        os.kill(pid, number)
+        time.sleep(seconds)
+    job.process.terminate()
+    code, output = job.end()
+    assert code == 143 and job.starts() == 1 and "stuck" not in output, output
+
+
+def test_a_clock_leaves_out_what_stood_still():
+    times = iter([10.0, 10.5, 11.5, 100.0, 100.25])
+    clock = Clock(lambda: next(times))
+    assert [clock.now() for _ in range(4)] == [10.5, 11.5, 12.5, 12.75]
 
 
 def test_grace_ends(tmp_path):

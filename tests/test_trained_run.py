@@ -13,6 +13,7 @@ from gluon_resnest.engine.checkpoint import Checkpoints, State
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.weights import save_parameters
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.trained_run import load_backbone, open_run
 
 RECIPE = ClassificationRecipe(network="resnest_tiny", source="a test", classes=3, eval_px=32)
@@ -136,7 +137,19 @@ def test_a_run_of_the_same_network_is_taken_whatever_its_dropout_and_dilation(
         load_backbone(None, run, network=network)
 
 
+@pytest.mark.parametrize("opener, found", [
+    (trained_run.open_run, PoseRecipe(network="resnest14", source="a test", sigma=1.5)),
+    (trained_run.open_classifier, PoseRecipe(network="resnest14", source="a test")),
+    (trained_run.open_pose_run, RECIPE), (trained_run.open_segmentation_run, RECIPE),
+    (trained_run.open_detection_run, RECIPE), (trained_run.open_panoptic_run, RECIPE)])
+def test_every_opener_says_what_a_run_of_another_kind_is(tmp_path, opener, found):
+    run = write_config(tmp_path / "run", found)
+    with pytest.raises(UserError, match=f"'.*run' holds a run of a {type(found).__name__}, not of "
+                                        "a .*Recipe; export it with tools/export_model.py"):
+        opener(run)
+
+
 def test_a_run_that_is_no_classifiers_is_refused(tmp_path):
     run = write_config(tmp_path / "run", PoseRecipe(network="resnest50", source="a test"))
-    with pytest.raises(UserError, match="holds a run of a PoseRecipe; a backbone starts from"):
+    with pytest.raises(UserError, match="run of a PoseRecipe, not of a Class.*; a backbone starts"):
         load_backbone(None, run, network="resnest50")

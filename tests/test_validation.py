@@ -57,6 +57,11 @@ def test_a_model_that_cannot_be_built_or_loaded_is_a_finding(tmp_path):
     assert validate("resnest_tiny", weights=tmp_path / "none.params").verdict != "ok"
 
 
+def test_what_mxnet_refuses_is_a_finding():
+    """The last stage would pool 2x2 of a map of one pixel."""
+    assert "kernel size (2) exceeds input" in validate("resnest14", size=(16, 16)).verdict
+
+
 def run(tool, capsys, *words):
     with pytest.raises(SystemExit) as ended:
         tool.main(list(map(str, words)))
@@ -75,12 +80,29 @@ def test_the_tool_prints_a_row_for_each_model(tool, capsys, monkeypatch):
     assert code == 1 and "9 models, 1 not ok" in told.err
 
 
-def test_accuracy_is_measured_at_the_zoos_crop(tool, monkeypatch):
+def test_a_killed_process_is_told_and_keeps_the_rows_before(tool, capsys, monkeypatch):
+    class Breaks(InThisProcess):
+        def map(self, function, jobs):
+            yield function(jobs[0])
+            raise tool.BrokenProcessPool("a process died")
+
+    monkeypatch.setattr(tool, "ProcessPoolExecutor", Breaks)
+    monkeypatch.setattr(tool, "look_at", lambda job: Finding(job[0], "ok"))
+    code, told = run(tool, capsys, "resnest50*")
+    assert code == 2 and "was killed" in told.err
+    assert [row["name"] for row in csv.DictReader(io.StringIO(told.out))] == ["resnest50"]
+
+
+def test_accuracy_is_measured_by_the_zoos_crop_and_protocol(tool, monkeypatch):
     asked = []
     monkeypatch.setattr(tool.subprocess, "run", lambda words, **_: asked.extend(words) or (
         Path(words[-1]) / "result.json").write_text('{"measured": {"top1": 83.5}}') and Ended())
+    table = dict(zoo.VARIANTS)
+    own = replace(table["resnest200"].weights, protocol="timm")
+    monkeypatch.setitem(zoo.VARIANTS, "resnest200", replace(table["resnest200"], weights=own))
     assert tool.accuracy("resnest200", "w.params", "val.rec") == 83.5
     assert asked[asked.index("--eval-px") + 1] == "320"
+    assert asked[asked.index("--eval-protocol") + 1] == "timm"
 
 
 def test_only_models_with_a_file_are_looked_at(tool, tmp_path):

@@ -26,11 +26,19 @@ from gluon_resnest.benchmark import report, rounds
 from gluon_resnest.benchmark.competitors import KINDS, PRECISIONS, chosen
 from gluon_resnest.errors import UserError, exit_on_user_error
 
-PAPER = {       # what the paper's tables time on a V100, 16 images a batch
-    "table2": [(f"resnest50_fast_{name}", 224) for name in
-               ("0s1x64d", "1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d",
-                "1s4x24d")],
-    "table4": [("resnest101", 256), ("resnest200", 320), ("resnest269", 416)],
+PAPER = {       # table -> kind, [(network, pixels)]
+    # What the paper times on a V100, 16 images a batch.
+    "table2": ("infer", [(f"resnest50_fast_{name}", 224) for name in
+                         ("0s1x64d", "1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d",
+                          "4s2x40d", "1s4x24d")]),
+    "table4": ("infer", [("resnest101", 256), ("resnest200", 320), ("resnest269", 416)]),
+    # The CIFAR-10 report's, for a T4.
+    "cifar1": ("train", [(name, 32) for name in (
+        "resnet14_0s1x64d", "resnet14_1s1x64d", "resnest14_0s1x64d", "resnest14_1s1x64d",
+        "resnest14_1s1x40d", "resnest14_1s2x64d", "resnest14_2s1x64d")]),
+    "cifar2": ("train", [(name, 32) for name in (
+        "resnest14_2s1x64d", "resnest32", "resnest50_fast_2s1x64d", "resnest101_fast_2s1x64d",
+        "resnet18", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3")]),
 }
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
@@ -55,8 +63,9 @@ def parse(argv=None):
                         help="infer: an exported network as first competitor")
     parser.add_argument("--engine", choices=("mxnet", "onnxruntime"),
                         help="of --deployed (default: the one the file is for)")
-    parser.add_argument("--paper", choices=tuple(PAPER), help="infer: the networks and crops of "
-                        "this table instead of --model and --size")
+    parser.add_argument("--paper", choices=tuple(PAPER), help="networks and crops of a table "
+                        "instead of --model and --size; of the paper's for infer, of the CIFAR-10 "
+                        "report's for train")
     parser.add_argument("--with-recipe", action="store_true",
                         help="train: also with mixup, smoothed labels, metrics and log")
     parser.add_argument("--with-dropblock", action="store_true", help="train: also with DropBlock")
@@ -91,12 +100,15 @@ def check(flags):
             raise UserError(f"--{name} must be positive, got {getattr(flags, name)}")
     if flags.kind == "data" and not (flags.data and Path(flags.data).is_dir()):
         raise UserError(f"--data must be a folder of class folders of images, got {flags.data!r}")
-    for name, kind in (("deployed", "infer"), ("paper", "infer"), ("with_recipe", "train"),
+    for name, kind in (("deployed", "infer"), ("with_recipe", "train"),
                        ("with_dropblock", "train"), ("with_parts", "train"), ("workers", "train"),
                        ("horovod", "train"), ("data", "data"), ("auto_augment", "data")):
         if getattr(flags, name) and flags.kind != kind:
             raise UserError(f"--{name.replace('_', '-')} belongs to {kind}, not to {flags.kind}; "
                             "leave it out")
+    if flags.paper and PAPER[flags.paper][0] != flags.kind:
+        raise UserError(f"--paper {flags.paper} belongs to {PAPER[flags.paper][0]}, not to "
+                        f"{flags.kind}; leave it out")
     if flags.precision == "bf16" and flags.device == "cpu" and not BFLOAT16 & set(
             report.machine()["vectors"]):
         raise UserError("bf16 needs a CPU with AVX-512 BF16 or AMX, and this one has neither: it "
@@ -135,7 +147,7 @@ def entries_of(flags, tell):
             "auto_augment": flags.auto_augment}
     entries = []
     for name, competitor in found.items():
-        for model, size in PAPER[flags.paper] if flags.paper else [(flags.model, flags.size)]:
+        for model, size in PAPER[flags.paper][1] if flags.paper else [(flags.model, flags.size)]:
             for count in counts:
                 label = model if flags.paper else f"{count} worker(s)" if flags.workers else name
                 cores = [cpus[k * threads:(k + 1) * threads] for k in range(count)]
@@ -199,7 +211,7 @@ def main(argv=None):
             outcome = rounds.run(entries, plan, Path(folder), tell=tell)
         settings = {name: value for name, value in vars(flags).items() if value and name not in
                     ("kind", "vs", "rounds", "seconds", "minutes", "limit", "json", "plot",
-                     "peers_python", "classes", *(("model", "size") if flags.paper else ()))}
+                     "peers_python", *(("model", "size") if flags.paper else ()))}
         made = report.document(flags.kind, entries, plan, outcome, flops=flops, settings=settings)
         print(report.text(made))
         if flags.json:

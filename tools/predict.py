@@ -30,13 +30,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import NamedTuple, Optional
 
+from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
-from gluon_resnest.run_directory import CONFIG
+from gluon_resnest.run_directory import is_run
 
 DEFAULTS = {"topk": 5, "batch": 16, "threshold": 0.5, "opacity": 0.6}
 _COLOURED = ("segmentation", "detection", "panoptic")
@@ -44,7 +44,7 @@ _COLOURED = ("segmentation", "detection", "panoptic")
 LISTENERS = {
     "topk": ("classification",), "batch": ("classification",), "explain": ("classification",),
     "protocol": ("classification",), "boxes": ("pose",), "threshold": ("detection", "panoptic"),
-    "opacity": _COLOURED, "crop": ("classification", *_COLOURED),
+    "crop": ("classification", *_COLOURED),
     "classes_file": ("classification", *_COLOURED)}
 
 
@@ -61,8 +61,9 @@ def parse(argv=None):
     parser.add_argument("--save", metavar="PICTURE", help="draw the first 24 images with "
                         "their answers (.png, .pdf, .svg)")
     parser.add_argument("--opacity", type=float, metavar="SHARE",
-                        help="of the colours that --save lays on segments and objects; 1 leaves "
-                        f"the picture itself out (default: {DEFAULTS['opacity']})")
+                        help="of the colours that --save lays on segments, objects and joints, "
+                        "and --explain on the evidence; 1 leaves the picture itself out (default: "
+                        f"{DEFAULTS['opacity']})")
     parser.add_argument("--explain", metavar="PICTURE", help="draw for the first 12 images where a "
                         "classifier finds the evidence for its guess, and how its blocks weight "
                         "their splits; not for exported pairs")
@@ -94,6 +95,9 @@ def settle(flags, kind, word):
         if getattr(flags, name) is not None and kind not in kinds:
             raise UserError(f"--{name.replace('_', '-')} does not apply to {flags.network!r}, a "
                             f"{word}; leave it out")
+    if kind == "classification" and flags.opacity is not None and not flags.explain:
+        raise UserError("--opacity is that of the evidence that --explain PICTURE draws; give it, "
+                        "or leave --opacity out")
     for name, value in DEFAULTS.items():
         if getattr(flags, name) is None:
             setattr(flags, name, value)
@@ -109,8 +113,12 @@ def kind_of(network):
     """Returns (task, word) of an exported prefix, a zoo name or a run directory.
 
     (None, None) of what looks like a prefix but is not there; loading it says so.
+
+    Raises:
+      UserError: if it is a run directory of something else than a classifier.
     """
     from gluon_resnest.interop import deployed, detection, panoptic, pose, segmentation
+    from gluon_resnest.tasks import trained_run
     from gluon_resnest.zoo import POSE
     tasks = {pose.TASK: (lambda name: name.startswith(POSE), "pose network"),
              segmentation.TASK: (segmentation.is_segmenter, "segmentation network"),
@@ -119,7 +127,10 @@ def kind_of(network):
     if deployed.is_exported(network):
         task = str(deployed.task_of(network))
         return (task, tasks[task][1]) if task in tasks else ("classification", "classifier")
-    if "/" in network and not Path(network, CONFIG).is_file():
+    if is_run(network):
+        trained_run.recipe_of(network, ClassificationRecipe)
+        return "classification", "classifier"
+    if "/" in network:
         return None, None
     return next(((task, word) for task, (spells, word) in tasks.items() if spells(network)),
                 ("classification", "classifier"))
@@ -136,7 +147,7 @@ def load(flags):
     """Returns (Predictor, network) that the flags mean; the network of an exported pair is None."""
     from gluon_resnest.interop import deployed, trained
     from gluon_resnest.interop.predictor import Predictor
-    net, run = None, Path(flags.network, CONFIG).is_file()
+    net, run = None, is_run(flags.network)
     exported = not run and (deployed.is_exported(flags.network) or "/" in flags.network)
     if not exported:
         refuse_engine(flags)
@@ -292,7 +303,7 @@ def tell_poses(flags, files):
 
     told = tell(predictor.answer(files, boxes), flags, record, lines)
     if flags.save:
-        draw_poses(flags.save, told.kept, predictor.card)
+        draw_poses(flags.save, told.kept, predictor.card, flags.opacity)
     return told
 
 
@@ -354,7 +365,8 @@ def tell_classes(flags, files):
         draw_answers(flags.save, told.kept)
     if flags.explain:
         from gluon_resnest.interop.explanation_drawing import draw_explained
-        draw_explained(flags.explain, net, predictor.card, [answer.file for answer in told.kept])
+        draw_explained(flags.explain, net, predictor.card, [answer.file for answer in told.kept],
+                       flags.opacity)
         print(f"drew {flags.explain}", file=sys.stderr)
     return told
 

@@ -23,8 +23,9 @@ One file per kind of training: a docstring, the numbers of the paper as data, on
 explains every field; each is a flag. The same command continues a run directory. `--smoke` tries
 the wiring without data.
 
-Expected values are **published** ones (source in the last column), not measurements of ours. This
-page is rendered by `python tools/render_results.py`; a test compares it with the recipes.
+Expected values are **published** ones (source in the last column; those of "this project" are its
+aims), not measurements of ours. This page is rendered by `python tools/render_results.py`; a test
+compares it with the recipes.
 """
 
 
@@ -141,6 +142,9 @@ def main():
     parser.add_argument("runs", nargs="*", metavar="RUN", help="directory of a finished run")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     flags = parser.parse_args()
+    if flags.check and flags.runs:
+        raise UserError("--check compares and writes nothing, so that it keeps no runs; leave one "
+                        "of both out")
     for run in flags.runs:
         print(f"kept {results.keep(run, page.TABLES, RESULTS)}")
     for name, text in (("recipes/README.md", render()),

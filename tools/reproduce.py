@@ -18,7 +18,12 @@ import sys
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 from gluon_resnest.reproduction import running
 from gluon_resnest.reproduction.page import TABLES, number
+from gluon_resnest.reproduction.results import differences, metrics_of, read_run
 from gluon_resnest.reproduction.rows import TITLES
+
+# Words for a recipe that this tool says itself, or that let it end without a row's number.
+NOT_HERE = ("--model", "--seed", "--workdir", "--eval-only", "--smoke", "--plan", "--test-io",
+            "--help", "-h")
 
 
 def parse(argv=None):
@@ -65,15 +70,16 @@ def expected(row):
     return ", ".join(f"{TITLES[name]} {number(name, value)}" for name, value in row.expected)
 
 
-def obtained(row, result):
-    """Returns what a result says of the numbers of a row."""
+def obtained(row, run):
+    """Returns what a `Run` says of the numbers of a row, and in what it is not the row's."""
     words = []
-    for name, _ in row.expected:
-        value = result["measured"].get(name, result.get(name))
+    for name in metrics_of(row, run):
+        value = run.result["measured"].get(name, run.result.get(name))
         if value is not None:
             words.append(f"{TITLES[name]} "
                          f"{number(name, value / 1e6 if name == 'parameters' else value)}")
-    return ", ".join(words)
+    others = differences(run, row)
+    return ", ".join(words) + (f", with another {', '.join(others)}" if others else "")
 
 
 def seeds_of(text):
@@ -105,8 +111,8 @@ def reproduce(table, flags, extra):
                 print(f"{label}: failed with exit code {code}", flush=True)
                 failed.append(label)
             else:
-                print(f"{label}: expected {expected(row)}; obtained "
-                      f"{obtained(row, running.result_of(steps[-1]))}", flush=True)
+                print(f"{label}: expected {expected(row) or 'nothing'}; obtained "
+                      f"{obtained(row, read_run(steps[-1].directory))}", flush=True)
     if failed:
         print(f"{len(failed)} failed: {'; '.join(failed)}")
     return 1 if failed else 0
@@ -144,6 +150,11 @@ def main(argv=None, tables=TABLES):
             return
         if not flags.table:
             raise UserError("give the name of a table, or --list to see them")
+        refused = [word for word in extra if word.partition("=")[0] in NOT_HERE]
+        if refused:
+            raise UserError(f"{refused[0]} cannot follow --: what does goes to every recipe, and "
+                            "each must make the number of its row; leave it out, or run the "
+                            "recipe by itself")
         sys.exit(reproduce(table_named(flags.table, tables), flags, extra))
 
 

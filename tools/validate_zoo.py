@@ -19,7 +19,10 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+
+from tqdm import tqdm
 
 from gluon_resnest import zoo
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
@@ -77,12 +80,13 @@ def file_of(name, folder):
 def accuracy(name, weights, rec):
     """Returns the top-1 of a classifier, evaluated as the zoo says."""
     published = zoo.variant(name).weights
-    crop = published.crop_px if published else 224
+    crop, protocol = (published.crop_px, published.protocol) if published else (224, "gluon")
     with tempfile.TemporaryDirectory(prefix="validate-zoo-") as folder:
         done = subprocess.run(
             [sys.executable, "-m", "gluon_resnest.recipes.imagenet", "--network", name,
-             "--eval-px", str(crop), "--eval-only", "--weights", str(weights), "--rec-val", rec,
-             "--workdir", folder], capture_output=True, text=True)
+             "--eval-px", str(crop), "--eval-protocol", protocol, "--eval-only",
+             "--weights", str(weights), "--rec-val", rec, "--workdir", folder],
+            capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{name} could not be evaluated: "
                             + (done.stderr.strip().splitlines() or ["it ended"])[-1])
@@ -112,13 +116,18 @@ def main(argv=None):
                             "file") from error
         writer, wrong = csv.writer(target), 0
         writer.writerow(FIELDS)
-        with ProcessPoolExecutor(flags.jobs, multiprocessing.get_context("spawn")) as pool:
-            for found in pool.map(look_at, jobs):
-                writer.writerow(["" if value is None else f"{value:.4g}"
-                                 if isinstance(value, float) else value
-                                 for value in dataclasses.astuple(found)])
-                target.flush()
-                wrong += found.verdict != "ok"
+        try:
+            with ProcessPoolExecutor(flags.jobs, multiprocessing.get_context("spawn")) as pool:
+                for found in tqdm(pool.map(look_at, jobs), "models", len(jobs), disable=None):
+                    writer.writerow(["" if value is None else f"{value:.4g}"
+                                     if isinstance(value, float) else value
+                                     for value in dataclasses.astuple(found)])
+                    target.flush()
+                    wrong += found.verdict != "ok"
+        except BrokenProcessPool as error:
+            raise UserError("a process that looks at models was killed, perhaps for want of "
+                            "memory; the rows before it are written; give fewer --jobs, or a "
+                            "pattern of smaller models") from error
         print(f"{len(jobs)} models, {wrong} not ok", file=sys.stderr)
         if target is not sys.stdout:
             target.close()

@@ -13,7 +13,7 @@ from gluon_resnest.data.recordio import RecordFile, sidecar
 from gluon_resnest.errors import UserError
 
 PARTS = ("train", "test")
-SIDE = 32
+SIDE, CLASSES = 32, 10
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _META = "batches.meta"
 _MAX_PICTURE, _MAX_BATCH = 1 << 16, 1 << 26     # bytes; an image has 3 KB, a batch 31 MB
@@ -34,9 +34,14 @@ def read(path):
       {"train": Images, "test": Images}, 32 x 32, classes in the order of their names.
 
     Raises:
-      UserError: if it is none of these, or damaged.
+      UserError: if it is none of these, or damaged, or has not ten classes, the same in both parts.
     """
-    path = Path(path)
+    parts = _read(Path(path))
+    _check_classes(parts, path)
+    return parts
+
+
+def _read(path):
     if path.name.endswith(_ARCHIVES) and path.is_file():
         return _from_archive(path)
     if not path.is_dir():
@@ -51,6 +56,22 @@ def read(path):
     if len(inside) == 1:
         return _from_archive(inside[0])
     raise UserError(f"{path} holds no CIFAR-10; {_EXPECTED}")
+
+
+def _check_classes(parts, path):
+    train, test = (parts[part].class_names for part in PARTS)
+    if train and test and train != test:
+        lonely = ", ".join(map(repr, sorted({*train} ^ {*test})[:5]))
+        what = f"only one of them has {lonely}" if lonely else "their order differs"
+        raise UserError(f"expected the same classes in train and test of {path}, but {what}; get "
+                        "the data again, or pack both by the same list of classes")
+    for part in PARTS:
+        found = np.unique(parts[part].labels).tolist()
+        named = len(parts[part].class_names or found)
+        if named != CLASSES or found != list(range(CLASSES)):
+            raise UserError(f"{part} of {path} has {named} classes and labels from {found[0]} to "
+                            f"{found[-1]}, expected images of CIFAR-10's {CLASSES}, 0 to "
+                            f"{CLASSES - 1}; take recipes/finetune.py for other images")
 
 
 def _from_folder(root):
@@ -85,13 +106,12 @@ def _from_archive(path):
         raise UserError(f"{path} cannot be read ({error}); get the archive again") from error
     if not pictures and batches:
         return _from_batches(lambda name: _member(batches, name, path), path)
-    names = sorted({name for _, name, _ in pictures})
-    parts = {part: _stack(((names.index(key[1]), f"{'/'.join(key)} of {path}", pictures[key])
-                           for key in sorted(pictures) if key[0] == part), names)
-             for part in {part for part, _, _ in pictures}}
-    if set(parts) != set(PARTS):
+    names = {part: sorted({key[1] for key in pictures if key[0] == part}) for part in PARTS}
+    if not all(names.values()):
         raise UserError(f"{path} holds no CIFAR-10; {_EXPECTED}")
-    return parts
+    return {part: _stack(((names[part].index(key[1]), f"{'/'.join(key)} of {path}", pictures[key])
+                          for key in sorted(pictures) if key[0] == part), names[part])
+            for part in PARTS}
 
 
 def _content(archive, member, most, path):

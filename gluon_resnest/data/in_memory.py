@@ -3,6 +3,7 @@
 Takes the place of a dataset and its `loader.Loader` where an image costs less than the Python that
 would fetch it. There are no processes, and one copy of the images, as uint8.
 """
+import functools
 import itertools
 from dataclasses import dataclass, replace
 from typing import Optional, Tuple
@@ -65,10 +66,11 @@ class PadAndMirror:
         return padded[np.arange(len(pixels))[:, None, None],
                       (top + np.arange(height))[:, :, None], (left + columns)[:, None, :]]
 
+    @functools.lru_cache(maxsize=2)     # the batches of an epoch ask again; one may end another
     def draw(self, seed, epoch, length):
         """Draws for every image of a set.
 
-        Returns:
+        Returns (not to be changed):
           (corners, mirrored): row and column int64 (length, 2) where the cut begins in the padded
           image, 0 to twice the padding; bool (length,).
         """

@@ -22,6 +22,7 @@ PARTNERS = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 SKELETON = ((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7),
             (6, 8), (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6))
 PERSON = 1          # COCO's category number
+_ANNOTATIONS = "an annotation file of COCO's keypoints"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read_annotations(file, folder):
       UserError: if it is no such file, or names no person that can be used.
     """
     content = read_json(file)
-    with _naming(file, "an annotation file of COCO's keypoints"):
+    with _naming(file, _ANNOTATIONS):
         sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
         files = _files(content, folder)
         rows = []
@@ -128,6 +129,30 @@ def read_detections(file, annotations, folder, min_score=0.0):
         raise UserError(f"{file} has no person of score {min_score:g} or more inside its image; "
                         "lower the score or give another file")
     return _persons(files, rows, str(file))
+
+
+def read_truth(file):
+    """Reads what found joints are compared with: the persons of an annotation file, crowds, too.
+
+    A person without the field of joints has none labelled; `num_keypoints` is counted, and the
+    categories are COCO's person alone, whatever the file says of them.
+
+    Returns:
+      The content of an annotation file.
+
+    Raises:
+      UserError: if it is no such file, or no person in it has a labelled joint.
+    """
+    content = read_json(file)
+    with _naming(file, _ANNOTATIONS):
+        persons = [_truth(person) for person in content["annotations"]
+                   if person["category_id"] == PERSON]
+        images = [{"id": image["id"]} for image in content["images"]]
+    if not any(person["num_keypoints"] and not person.get("iscrowd") for person in persons):
+        raise UserError(f"{file} has no person with a labelled joint, so there is nothing to "
+                        "compare with; give a person_keypoints_*.json with joints")
+    return {"images": images, "annotations": persons,
+            "categories": [{"id": PERSON, "name": "person"}]}
 
 
 def clip(box, width, height):
@@ -251,14 +276,28 @@ def _files(content, folder):
 
 
 def _joints(person):
-    numbers = np.array(person.get("keypoints") or [0] * 3 * len(JOINTS), np.float32)
+    numbers = np.array(person.get("keypoints") or [0] * 3 * len(JOINTS), np.float64)
     if numbers.size != 3 * len(JOINTS):
         raise ValueError(f"person {person.get('id')} has {numbers.size} joint numbers, expected "
                          f"{3 * len(JOINTS)}")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"person {person.get('id')} has a joint that is no finite number")
     return numbers.reshape(-1, 3)
+
+
+def _truth(person):
+    """Returns a person's annotation with what COCO's evaluation reads of joints."""
+    joints = _joints(person)
+    numbers = np.array([*person["bbox"], person.get("area", 0)])
+    if numbers.shape != (5,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+        raise ValueError(f"person {person.get('id')} has {person['bbox']!r} as box and "
+                         f"{person.get('area')!r} as area, expected four finite numbers and one")
+    return {**{name: person[name] for name in ("area", "iscrowd") if name in person},
+            "image_id": person["image_id"], "category_id": PERSON, "bbox": person["bbox"],
+            "keypoints": joints.ravel().tolist(), "num_keypoints": int((joints[:, 2] > 0).sum())}
 
 
 def _persons(files, rows, source):
     ids, boxes, joints, scores = zip(*rows)
-    return Persons(files, np.array(ids, np.int64), np.array(boxes, np.float64), np.stack(joints),
-                   np.array(scores, np.float64), source)
+    return Persons(files, np.array(ids, np.int64), np.array(boxes, np.float64),
+                   np.array(joints, np.float32), np.array(scores, np.float64), source)

@@ -28,7 +28,7 @@ class Subset:
         return self._dataset.name(int(self._indices[index]))
 
 
-def split(labels, count, seed, contents=None):
+def split(labels, count, seed, contents=None, *, class_names=None):
     """Chooses about `count` samples, of each class its share, at least one and never all.
 
     Samples of equal content go to the same side together, so that a class may miss its share by
@@ -39,6 +39,7 @@ def split(labels, count, seed, contents=None):
       count: how many to choose, 1 to N - 1.
       seed: decides which.
       contents: one hashable thing for each sample, such as a checksum; None: all are different.
+      class_names: what an error message calls the classes; None: their numbers.
 
     Returns:
       (others, chosen): their numbers, ascending int64, together 0 to N - 1 once each.
@@ -61,7 +62,8 @@ def split(labels, count, seed, contents=None):
         if not own:
             continue
         if len(own) < 2:
-            raise UserError(f"class {label} has {len(own)} different image, expected at least 2 to "
+            name = repr(class_names[label]) if class_names else label
+            raise UserError(f"class {name} has {len(own)} different image, expected at least 2 to "
                             "split it; add images or give a folder for each side")
         taken = 0
         for position in random_for(seed, 0, label, "split").permutation(len(own))[:-1]:

@@ -28,6 +28,7 @@ from gluon_resnest.engine.processes import adopt_orphans, descendants, kill_desc
 from gluon_resnest.errors import UserError, exit_on_user_error
 
 POLL_SECONDS = 0.2
+LONGEST_TURN = 1.0         # of the watch; one that took longer stood still with the machine
 FRUITLESS = 3              # this many attempts in a row without a newer checkpoint: give up
 SLACK = 20                 # standing still for so many times the usual duration is being stuck
 START_SECONDS = "300"      # for workers to find each other; Horovod's own 30 s are short when busy
@@ -128,7 +129,7 @@ class Supervisor:
             job = subprocess.Popen(self._command, start_new_session=True, env={
                 **os.environ, heartbeat.VARIABLE: str(directory)})
             try:
-                reason = self._watched(job, directory, began)
+                reason = self._watched(job, directory)
                 code = job.poll()
             finally:
                 kill_descendants()
@@ -140,12 +141,13 @@ class Supervisor:
                        max(firsts, default=None), max(steps, default=None),
                        time.monotonic() - began, reason or _ending(code, seen, ends))
 
-    def _watched(self, job, directory, began):
+    def _watched(self, job, directory):
         """Waits until the job ends, stands still or is stopped; returns why, if we know."""
-        pulse = Pulse(self._limits, self._means, began)
+        clock = Clock()
+        pulse = Pulse(self._limits, self._means, clock.now())
         stop_by = None
         while job.poll() is None:
-            now = time.monotonic()
+            now = clock.now()
             if self._signals and stop_by is None:
                 stop_by = now + self._grace
                 self._pass_on(job, directory)
@@ -174,6 +176,24 @@ class Supervisor:
             time.sleep(POLL_SECONDS)
 
 
+class Clock:
+    """Seconds in which this process ran: a machine that was suspended excuses its workers, too.
+
+    Args:
+      source: function that returns seconds, which go on meanwhile.
+    """
+
+    def __init__(self, source=time.monotonic):
+        self._source, self._last, self._lost = source, source(), 0.0
+
+    def now(self):
+        """Returns seconds; between two calls at most LONGEST_TURN pass."""
+        now = self._source()
+        self._lost += max(0.0, now - self._last - LONGEST_TURN)
+        self._last = now
+        return now - self._lost
+
+
 class Pulse:
     """Judges from the beats of one attempt whether the job stands still.
 
@@ -191,7 +211,7 @@ class Pulse:
         """Returns a sentence about the worker that stands still, or None.
 
         Args:
-          beats: from `heartbeat.beats`; now: time.monotonic().
+          beats: from `heartbeat.beats`; now: seconds, by the clock of `began`.
         """
         if not self._stepped and any(beat.phase == "step" for beat in beats.values()):
             self._stepped = True

@@ -6,7 +6,7 @@ import numpy as np
 
 from gluon_resnest.data import color
 from gluon_resnest.data.keypoints import SKELETON
-from gluon_resnest.interop.drawing import check_picture, save
+from gluon_resnest.interop.drawing import check_picture, literal, save
 from gluon_resnest.interop.segmentation_drawing import overlay, palette
 from gluon_resnest.models.detection.conventions import conventions
 
@@ -123,7 +123,7 @@ def segment_panels(recipe, batch, names, most):
         image[there] = overlay(image[there], values[there], stuff)
         shown = np.unique(values[there])
         title = panel.title + "\n" + ", ".join(
-            names[recipe.classes + number - 1] if names else f"stuff {number - 1}"
+            literal(names[recipe.classes + number - 1]) if names else f"stuff {number - 1}"
             for number in shown.tolist())
         tinted.append(panel._replace(image=image, title=title))
     return tinted
@@ -143,7 +143,7 @@ def _photographs(images):
 
 
 def _name(names, number):
-    return (names[number] if names else f"class {number}")[:28]
+    return literal((names[number] if names else f"class {number}")[:28])
 
 
 def _count(number, what):

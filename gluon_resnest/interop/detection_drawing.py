@@ -1,12 +1,10 @@
 """Draws the objects that were found in images: boxes, labels and masks."""
 import numpy as np
 
-from gluon_resnest.data import images
-from gluon_resnest.interop.drawing import draw_images
-from gluon_resnest.interop.segmentation_drawing import OPACITY, check_opacity, palette
+from gluon_resnest.interop.drawing import OPACITY, background, check_opacity, draw_images, literal
+from gluon_resnest.interop.segmentation_drawing import palette
 from gluon_resnest.models.detection.boxes import area
 
-_BLANK = 235        # grey in place of a picture that is left out
 _LIGHT = 96         # added to dark colours of the palette
 
 
@@ -29,11 +27,9 @@ def draw_detected(path, answers, card, opacity=OPACITY):
 
 def draw_objects(axes, answer, card, opacity=OPACITY):
     """Draws one image on matplotlib axes with its objects, small ones on top."""
-    image, found = images.load(answer.file).copy(), answer.found
+    image, found = background(answer.file, opacity).copy(), answer.found
     colors = (palette(card.classes + 1)[1:].astype(int) + _LIGHT).clip(0, 255)
     order = np.argsort(-area(found.boxes), kind="stable")
-    if opacity == 1:
-        image[:] = _BLANK
     if found.masks is not None:
         for number in order:
             inside = answer.pixels(number)
@@ -47,5 +43,5 @@ def draw_objects(axes, answer, card, opacity=OPACITY):
         axes.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=color,
                   linewidth=1.2)
         label = f"{card.name(int(found.classes[number]))[:24]} {found.scores[number]:.2f}"
-        axes.text(left, top, label, fontsize=6, va="bottom", color="black", clip_on=True,
+        axes.text(left, top, literal(label), fontsize=6, va="bottom", color="black", clip_on=True,
                   bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6, "alpha": 0.85})

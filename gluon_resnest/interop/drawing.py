@@ -3,6 +3,8 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
+
 from gluon_resnest.data import images
 from gluon_resnest.errors import MissingExtra, UserError
 
@@ -10,10 +12,12 @@ FORMATS = (".png", ".pdf", ".svg", ".jpg")
 MAX_DRAWN = 24
 
 _CELL_INCHES = (4.6, 2.0)       # of one image with its bars
+OPACITY = 0.6                   # of the colours that lie on a picture
 _IMAGE_INCHES = 4.2             # of one image alone
 _INK, _GREY, _TRACK = "#1f2933", "#7b8794", "#e4e7eb"
 _FIRST, _OTHER = "#0b6e99", "#9fb3c8"
 _MAX_LABEL = 34
+_BLANK = 235                    # grey in place of a picture that is left out
 
 
 def check_picture(path):
@@ -29,6 +33,17 @@ def check_picture(path):
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
         raise UserError(f"cannot write {str(path)!r}; choose a file in an existing, writable "
                         "folder")
+
+
+def check_opacity(opacity):
+    """Raises a UserError unless an opacity is within 0..1."""
+    if not 0 <= opacity <= 1:
+        raise UserError(f"the opacity of the colours must be within 0..1, got {opacity}")
+
+
+def literal(text):
+    """Returns a name for matplotlib to draw as it is: what is between two $ would be a formula."""
+    return text.replace("$", r"\$")
 
 
 def save(figure, path, dpi=150):
@@ -69,6 +84,12 @@ def draw_images(path, answers, draw):
         draw(axes, answer)
     figure.tight_layout(pad=0.3)
     save(figure, path)
+
+
+def background(file, opacity):
+    """Returns the image to draw on, uint8 (H, W, 3); it is left out below colours of opacity 1."""
+    image = images.load(file)
+    return np.full_like(image, _BLANK) if opacity == 1 else image
 
 
 def draw_answers(path, answers):
@@ -112,11 +133,11 @@ def _draw_bars(axes, answer):
     """Draws a thin bar for each guess, its name and per cent above it."""
     axes.set(xlim=(0, 1), ylim=(max(5, len(answer.guesses)) + 0.05, -0.75))
     axes.set_axis_off()
-    axes.text(0, -0.45, _short(answer.file.name), color=_GREY, fontsize=7, va="center")
+    axes.text(0, -0.45, literal(_short(answer.file.name)), color=_GREY, fontsize=7, va="center")
     for rank, guess in enumerate(answer.guesses):
         color, weight = (_FIRST, "bold") if rank == 0 else (_OTHER, "normal")
         style = {"fontsize": 8.5, "va": "center", "color": _INK, "weight": weight}
-        axes.text(0, rank + 0.3, _short(guess.label), **style)
+        axes.text(0, rank + 0.3, literal(_short(guess.label)), **style)
         axes.text(1, rank + 0.3, f"{100 * guess.probability:.1f} %", ha="right", **style)
         axes.barh(rank + 0.72, 1, height=0.16, color=_TRACK)
         axes.barh(rank + 0.72, guess.probability, height=0.16, color=color)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gluon_resnest.data import images
-from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture, save
+from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture, literal, save
 
 _COLUMNS, _CELL_INCHES = 6, (2.0, 2.3)
 _MAX_NAMED, _MAX_COUNTED = 40, 30       # classes that are named; that are counted, too,
@@ -37,7 +37,7 @@ def draw_confusion(path, counts, names=None):
     counts = np.asarray(counts)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    names = names or [str(number) for number in range(len(counts))]
+    names = list(map(literal, names or map(str, range(len(counts)))))
     side = min(20, 2.5 + 0.5 * len(names))
     figure = Figure(figsize=(side + 1.5, side), layout="constrained", facecolor="white")
     axes = figure.subplots()
@@ -80,6 +80,6 @@ def draw_mistakes(path, mistakes):
         axes.set_axis_off()
     for axes, mistake in zip(figure.axes, drawn):
         axes.imshow(images.load(mistake.file))
-        axes.set_title(f"{mistake.predicted} {100 * mistake.probability:.0f} %\n"
-                       f"true: {mistake.true}", fontsize=7.5)
+        axes.set_title(literal(f"{mistake.predicted} {100 * mistake.probability:.0f} %\n"
+                               f"true: {mistake.true}"), fontsize=7.5)
     save(figure, path, dpi=110)

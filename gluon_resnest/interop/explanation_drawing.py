@@ -4,23 +4,26 @@ import numpy as np
 
 from gluon_resnest.data import images
 from gluon_resnest.data.transforms import eval_transform
-from gluon_resnest.interop.drawing import check_picture, save
+from gluon_resnest.errors import UserError
+from gluon_resnest.interop.drawing import OPACITY, check_opacity, check_picture, literal, save
 from gluon_resnest.interop.explain import explain
 
 MAX_DRAWN = 12
 _BINS = 64
 
 
-def draw_explained(path, net, card, files):
+def draw_explained(path, net, card, files, opacity=OPACITY):
     """Explains what a classifier says of the first MAX_DRAWN images, and draws it.
 
     Args:
       path: picture to write, see `drawing.check_picture`.
       net: `models.resnest.Backbone`, on the CPU; card: its `deployed.Card`.
       files: image files.
+      opacity: see `draw_explanations`.
 
     Raises:
-      UserError: if the network cannot be explained, or the picture not be written.
+      UserError: if there is no file, the network cannot be explained, the picture cannot be
+        written, or the opacity is out of range.
     """
     prepare = eval_transform(card.crop_px, card.protocol, mean=card.mean, std=card.std)
     rows = []
@@ -35,10 +38,10 @@ def draw_explained(path, net, card, files):
                      (255 * colours).round().clip(0, 255).astype("uint8"),
                      found.activation[0, best],
                      {block: weights[0] for block, weights in found.attention.items()}))
-    draw_explanations(path, rows)
+    draw_explanations(path, rows, opacity)
 
 
-def draw_explanations(path, rows):
+def draw_explanations(path, rows, opacity=OPACITY):
     """Draws a row for each image: what the network saw, the evidence for its guess, its attention.
 
     Attention is shown block by block, the first at the top: for each, the share of its channels by
@@ -49,29 +52,36 @@ def draw_explanations(path, rows):
       path: picture to write, see `drawing.check_picture`.
       rows: list of (title, image uint8 (S, S, 3), activation (h, w) of the guessed class,
         {block: weights (radix, C)}).
+      opacity: of the evidence's colours, 0..1; at 1, which hides the images, they are left out.
 
     Raises:
-      UserError: if the picture cannot be written.
+      UserError: if there is no row, the picture cannot be written, or the opacity is out of range.
     """
     check_picture(path)
+    check_opacity(opacity)
+    if not rows:
+        raise UserError(f"there is nothing to draw in {str(path)!r}: no image could be classified")
     from matplotlib.figure import Figure
     rows = rows[:MAX_DRAWN]
+    pictures = 2 if opacity < 1 else 1
     figure = Figure(figsize=(11, 2.9 * len(rows)), layout="constrained", facecolor="white")
     for axes, (title, image, activation, attention) in zip(
-            figure.subplots(len(rows), 3, squeeze=False,
-                            gridspec_kw={"width_ratios": [1, 1, 2]}), rows):
+            figure.subplots(len(rows), pictures + 1, squeeze=False,
+                            gridspec_kw={"width_ratios": [1] * pictures + [2]}), rows):
         height, width = image.shape[:2]
-        axes[0].imshow(image)
-        axes[0].set_title(title, fontsize=8)
-        axes[1].imshow(image)
-        limit = np.abs(activation).max() or 1.0
-        shown = axes[1].imshow(activation, extent=(0, width, height, 0), cmap="coolwarm",
-                               vmin=-limit, vmax=limit, alpha=0.55, interpolation="bilinear")
-        axes[1].set_title("evidence for it (red), against it (blue)", fontsize=8)
-        figure.colorbar(shown, ax=axes[1], shrink=0.7).ax.tick_params(labelsize=6)
-        for picture in axes[:2]:
+        for picture in axes[:pictures]:
+            if opacity < 1:
+                picture.imshow(image)
             picture.set_axis_off()
-        _draw_attention(axes[2], attention)
+        evidence = axes[pictures - 1]
+        limit = np.abs(activation).max() or 1.0
+        shown = evidence.imshow(activation, extent=(0, width, height, 0), cmap="coolwarm",
+                                vmin=-limit, vmax=limit, alpha=opacity, interpolation="bilinear")
+        axes[0].set_title(literal(title), fontsize=8)
+        evidence.set_title(f"{evidence.get_title()}\nevidence for it (red), against it (blue)"
+                           .strip(), fontsize=8)
+        figure.colorbar(shown, ax=evidence, shrink=0.7).ax.tick_params(labelsize=6)
+        _draw_attention(axes[-1], attention)
     save(figure, path, dpi=110)
 
 

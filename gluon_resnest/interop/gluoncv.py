@@ -19,8 +19,6 @@ _replaced = []      # (namespace, key, what it was), in the order of replacement
 def register(overwrite=False):
     """Makes `gluoncv.model_zoo.get_model` find the networks of `zoo.list_models()`.
 
-    And those of `zoo.list_pose_models()`, as its pose scripts call for theirs.
-
     A network built through GluonCV starts with DropBlock at probability 0, because GluonCV's
     detectors, segmentation script and pose networks run without it; GluonCV's `set_drop_prob` and
     `DropBlockScheduler` reach it. Calling `register` again replaces the earlier registration.
@@ -36,14 +34,14 @@ def register(overwrite=False):
     unregister()
     models = _module("gluoncv.model_zoo.model_zoo")._models
     for name in zoo.list_models():
-        if name not in models:
+        if name.startswith(zoo.POSE):       # GluonCV's own end in _v1b, _v1d
+            _replace(models, name, _pose_builder(name))
+        elif name not in models:
             _replace(models, name, _builder(name))
         elif overwrite and "resnest" in name:
             _replace(models, name, _builder(name))
             for holder in _HOLDERS if name.startswith("resnest") else ():
                 _replace(vars(_module(holder)), name, _builder(name))
-    for name in zoo.list_pose_models():
-        _replace(models, name, _pose_builder(name))
     dropblock = vars(_module("gluoncv.nn.dropblock"))
     _replace(dropblock, "set_drop_prob", _reaching_ours(dropblock["set_drop_prob"]))
 

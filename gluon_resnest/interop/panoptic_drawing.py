@@ -2,8 +2,8 @@
 import numpy as np
 
 from gluon_resnest.data import images
-from gluon_resnest.interop.drawing import draw_images
-from gluon_resnest.interop.segmentation_drawing import OPACITY, check_opacity, overlay, palette
+from gluon_resnest.interop.drawing import OPACITY, check_opacity, draw_images, literal
+from gluon_resnest.interop.segmentation_drawing import overlay, palette
 
 _LEAST_SHARE = 0.002        # of the picture: smaller segments are not named
 
@@ -40,9 +40,9 @@ def draw_merged(axes, answer, card, opacity=OPACITY):
         if each.area >= _LEAST_SHARE * answer.ids.size:
             row, column = inner_pixel(answer.ids == each.id)
             label = card.name(each)[:24] + (f" {each.score:.2f}" if each.thing else "")
-            axes.text(column, row, label, fontsize=6, ha="center", va="center", color="black",
-                      clip_on=True, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6,
-                                          "alpha": 0.75})
+            axes.text(column, row, literal(label), fontsize=6, ha="center", va="center",
+                      color="black", clip_on=True, bbox={"facecolor": "white", "edgecolor": "none",
+                                                         "pad": 0.6, "alpha": 0.75})
 
 
 def outlines(ids):

@@ -3,9 +3,9 @@ import numpy as np
 
 from gluon_resnest.data import images
 from gluon_resnest.errors import UserError
-from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture, save
+from gluon_resnest.interop.drawing import (
+    MAX_DRAWN, OPACITY, check_opacity, check_picture, literal, save)
 
-OPACITY = 0.6
 _LEGEND = 12            # classes an image's legend names
 _CELL_INCHES = (3.0, 2.4)
 
@@ -21,12 +21,6 @@ def palette(count):
         for channel in range(3):
             colors[:, channel] |= (numbers >> (3 * place + channel) & 1) << (7 - place)
     return colors.astype(np.uint8)
-
-
-def check_opacity(opacity):
-    """Raises a UserError unless an opacity is within 0..1."""
-    if not 0 <= opacity <= 1:
-        raise UserError(f"the opacity of the colours must be within 0..1, got {opacity}")
 
 
 def overlay(image, labels, colors, opacity=OPACITY):
@@ -64,9 +58,10 @@ def draw_labelled(path, answers, card, opacity=OPACITY):
         if opacity < 1:
             row[0].imshow(image)
         row[-2].imshow(overlay(image, answer.labels, colors, opacity))
-        row[0].set_title(answer.file.name[:40], fontsize=7, color="#7b8794", loc="left")
-        patches = [Patch(color=colors[number] / 255, label=f"{card.name(number)[:28]} "
-                         f"{100 * share:.1f} %") for number, share in answer.shares()[:_LEGEND]]
+        row[0].set_title(literal(answer.file.name[:40]), fontsize=7, color="#7b8794", loc="left")
+        patches = [Patch(color=colors[number] / 255,
+                         label=f"{literal(card.name(number)[:28])} {100 * share:.1f} %")
+                   for number, share in answer.shares()[:_LEGEND]]
         row[-1].legend(handles=patches, loc="center left", fontsize=7, frameon=False)
         for cell in row:
             cell.set_axis_off()

@@ -60,8 +60,8 @@ def validate(name, *, size=(64, 64), weights=None):
         finite = all(bool(mx.nd.contrib.isfinite(output).min().asscalar()) for output in outputs)
         found.update(seconds=time.monotonic() - began,
                      outputs=" ".join("x".join(map(str, output.shape)) for output in outputs))
-    except UserError as error:
-        return Finding(name, str(error))
+    except (UserError, mx.MXNetError) as error:
+        return Finding(name, str(error).strip().splitlines()[-1])
     problems = [] if finite else ["the outputs are not finite"]
     if name in zoo.VARIANTS:
         declared = zoo.VARIANTS[name]

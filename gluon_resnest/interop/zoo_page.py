@@ -58,6 +58,13 @@ In Python, `gluon_resnest.zoo.load_weights(net, "resnest50", "resnest50.params")
 URL; names and shapes must all fit. Other layouts: [migration](migration.md#weight-files), detectors
 [there](detection.md#weights-of-other-systems)."""
 
+CHECKING = """## Checking the zoo
+
+`python tools/validate_zoo.py --csv zoo.csv` builds every network, sends an image through it and
+compares parameters and MACs with this page; `--weights FOLDER --rec val.rec` measures the accuracy
+of files. All 119 networks were right, the 113 without pose networks at ce277d2 and the six pose
+networks at a86eee5 (AMD EPYC, 24 GB, MXNet 1.9.1)."""
+
 # Where a count or a definition is not the one in print, and why.
 DEVIATIONS = (
     ("tables 2 and 3", "up to 1.2 % fewer MACs than printed", "ours equal timm's to the last one; "
@@ -98,6 +105,7 @@ def render_page():
     return "\n\n".join([
         INTRO,
         GETTING_WEIGHTS,
+        CHECKING,
         "## ResNeSt\n\nThe SHA-1 is that of the newest published parameter file (first 8 digits, "
         "as in its name); the crop and the protocol are those it is evaluated with.",
         _family(),

@@ -57,14 +57,15 @@ def norm_layer(policy=None, norm_kwargs=None):
 
 
 STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+BEHIND = ("conv2", "bn2")       # what EfficientNet has between its last stage and the classifier
 
 
 def freeze_stages(backbone, count):
     """Freezes the first `count` stages of a backbone, the stem being the first; see `freeze`.
 
     Args:
-      backbone: Block with the children of STAGES.
-      count: 0, which freezes nothing, to 5.
+      backbone: Block with the children of STAGES, and of BEHIND if it has such layers.
+      count: 0, which freezes nothing, to 5, which leaves only a classifier to learn.
 
     Raises:
       UserError: if there are not so many stages.
@@ -75,6 +76,10 @@ def freeze_stages(backbone, count):
     for names in STAGES[:count]:
         for name in names:
             freeze(getattr(backbone, name))
+    if count == len(STAGES):
+        for name in BEHIND:
+            if hasattr(backbone, name):
+                freeze(getattr(backbone, name))
 
 
 def freeze(block):

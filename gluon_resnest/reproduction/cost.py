@@ -23,13 +23,14 @@ DECONVOLUTION_GMACS = 1.42
 
 # Training images by the recipes' names; for pose, persons with joints; for COCO, with boxes.
 IMAGES = {"imagenet": 1281167, "cifar10": 50000, "ade20k": 20210, "cityscapes": 2975,
-          "pascal_context": 4998, "coco": 117266, "lvis": 99388, "coco_persons": 149813}
+          "pascal_context": 4998, "coco": 117266, "lvis": 99388, "coco_persons": 149813,
+          "hotdog": 2000}
 
 
 def gpu_hours(recipe):
     """Returns the hours of one V100 that a recipe's training takes, or None if it is not known."""
     if isinstance(recipe, ClassificationRecipe):
-        images = IMAGES.get({1000: "imagenet", 10: "cifar10"}.get(recipe.classes))
+        images = IMAGES.get({1000: "imagenet", 10: "cifar10", 2: "hotdog"}.get(recipe.classes))
         gmacs = zoo.variant(recipe.network).gmacs * (recipe.crop_px / 224) ** 2
     elif isinstance(recipe, SegmentationRecipe):
         images = IMAGES.get(recipe.dataset)

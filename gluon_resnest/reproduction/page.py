@@ -1,9 +1,10 @@
 """Renders docs/reproduce.md from the tables and the kept results."""
+import json
 from pathlib import Path
 
 from gluon_resnest.reproduction import elsewhere, paper
 from gluon_resnest.reproduction.cost import gpu_hours
-from gluon_resnest.reproduction.results import judge, outcome, read_runs, runs_of
+from gluon_resnest.reproduction.results import judge, metrics_of, outcome, read_runs, runs_of
 from gluon_resnest.reproduction.rows import TITLES, recipe_of
 
 TABLES = (*paper.TABLES, *elsewhere.TABLES)
@@ -11,8 +12,9 @@ TABLES = (*paper.TABLES, *elsewhere.TABLES)
 HEAD = """# Reproducing the tables
 
 Rendered by `python tools/render_results.py` from the tables in `gluon_resnest/reproduction/` and
-the results kept in `docs/results/`; a test compares. **Expected numbers are published ones**,
-measured ones are those of kept runs.
+the results kept in `docs/results/`; a test compares. **Expected numbers are published ones**
+(an aim of this project's own is called so in its remark), measured ones are those of kept runs.
+What networks cost that are not detectors stands on the page of the [model zoo](model_zoo.md).
 
 ```
 python tools/reproduce.py --list                    the tables below, by name
@@ -61,18 +63,19 @@ def render(results_root, tables=TABLES):
 
 
 def _table(table, runs, root):
-    lines = [f"Source: {table.source}." + _data(table), "",
+    lines = [f"Source: {table.source}." + _data(table), "", *([table.note, ""] * bool(table.note)),
              "| row | command | expected | tolerance | measured | verdict | remark |",
              "|---|---|---|---|---|---|---|"]
     for row in table.rows:
         mine = runs_of(row, runs)
         recipe = recipe_of(row)
-        cells = [row.name, f"`{command(row)}`" if command(row) else "",
-                 _expected(row), f"{recipe.tolerance:g}" if recipe and not row.server else "",
-                 _measured(row, mine, recipe, root), judge(row, mine) or "", row.remark]
+        judged = recipe and row.expected and not row.server
+        cells = [row.name, f"`{command(row)}`" if command(row) else "", _expected(row),
+                 f"{recipe.tolerance:g}" if judged else "", _measured(row, mine, recipe, root),
+                 judge(row, mine) or "", row.remark]
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
-    return text + (_costs(table, runs) if table.costs else "")
+    return text + (_costs(table, runs, root) if table.costs else "")
 
 
 def _data(table):
@@ -126,7 +129,7 @@ def _measured(row, runs, recipe, root):
 def describe(row, runs):
     """Returns what the runs of a row measured, with the spread over seeds."""
     words = []
-    for metric, _ in row.expected:
+    for metric in metrics_of(row, runs[0]):
         found = outcome(runs, metric)
         if found and metric not in ("parameters", "images_per_second"):
             spread = f" ± {number(metric, found.spread)}" if found.runs > 1 else ""
@@ -134,26 +137,39 @@ def describe(row, runs):
     return ", ".join(words) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
 
 
-def _costs(table, runs):
+def _costs(table, runs, root):
     """Returns the table of parameters and of speed relative to the first row."""
-    lines = ["", "Parameters, and speed relative to the first row: printed, of a T4; ours, in "
-             "training.", "",
+    told, ratios = _speeds(root / "speeds" / f"{table.name}.json")
+    lines = ["", f"Parameters, and speed relative to the first row: printed, of a T4; {told}", "",
              "| row | M parameters printed | ours | images/s printed | ratio there | here |",
              "|---|---|---|---|---|---|"]
     first = table.rows[0]
-    first_speed = outcome(runs_of(first, runs), "images_per_second")
     for row in table.rows:
         told = dict(row.expected)
         if "parameters" not in told:
             continue
         mine = runs_of(row, runs)
-        size, speed = outcome(mine, "parameters"), outcome(mine, "images_per_second")
+        size = outcome(mine, "parameters")
         ratio = told["images_per_second"] / dict(first.expected)["images_per_second"]
         lines.append("| " + " | ".join([
             row.name, f"{told['parameters']:.2f}", f"{size.mean / 1e6:.2f}" if size else "",
             f"{told['images_per_second']:g}", f"{ratio:.2f}",
-            f"{speed.mean / first_speed.mean:.2f}" if speed and first_speed else ""]) + " |")
+            ratios.get(recipe_of(row).network, "")]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _speeds(path):
+    """Returns what a document of tools/benchmark.py is, and {network: relative speed}, as text."""
+    if not path.is_file():
+        return "ours was not measured.", {}
+    made = json.loads(path.read_text())
+    settings, host = made["settings"], made["machine"]
+    flags = " ".join(f"--{name} {value}" for name, value in settings.items())
+    return (f"ours by `tools/benchmark.py {made['kind']} {flags}`, in turns, at "
+            f"{made['commit'][:7]} ({host['cpu']}, {settings['threads']} of {host['cpus']} CPUs): "
+            "median and extremes of the rounds.",
+            {row["competitor"]: f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to "
+             f"{row['ratio_high']:.2f})" for row in made["rows"]})
 
 
 def _hours(hours):

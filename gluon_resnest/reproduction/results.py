@@ -55,12 +55,13 @@ def read_run(directory):
     directory = Path(directory)
     try:
         config, result = (json.loads((directory / name).read_text()) for name in (CONFIG, RESULT))
-        config["kind"], config["recipe"]["seed"], config["data"], result["measured"]
+        config["kind"], config["recipe"]["seed"]
+        config["data"].items(), result["measured"].items()
     except OSError as error:
         raise UserError(f"{directory} is not the directory of a finished run: "
                         f"{Path(error.filename).name}: {error.strerror}; finish the run, or leave "
                         "it out") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory} has a {CONFIG} or {RESULT} of another program "
                         f"({error}); leave it out") from error
     return Run(directory, config, result)
@@ -105,6 +106,14 @@ def outcome(runs, metric):
         return None
     return Outcome(statistics.fmean(values),
                    statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def metrics_of(row, run):
+    """Returns the names of the metrics to tell of a row's run: the printed ones, else its own."""
+    if row.expected:
+        return [metric for metric, _ in row.expected]
+    # Where early stopping chose the best evaluation, the last one is the honest one.
+    return ["last_top1" if "last_top1" in run.result["measured"] else run.result["metric"]]
 
 
 def judge(row, runs):

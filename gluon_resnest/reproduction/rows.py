@@ -18,9 +18,10 @@ from gluon_resnest.errors import UserError, nearest
 # What of a recipe does not change the experiment that its row asks for.
 INESSENTIAL = re.compile(r"seed|source|tolerance|expect_.*")
 
-TITLES = {"top1": "top-1 %", "top1_320": "top-1 % at 320", "ap": "AP", "ap50": "AP50",
-          "ap75": "AP75", "mask_ap": "mask AP", "miou": "mIoU %", "pixacc": "pixel accuracy %",
-          "pq": "PQ", "images_per_second": "images/s", "parameters": "M parameters"}
+TITLES = {"top1": "top-1 %", "last_top1": "top-1 % in the end", "top1_320": "top-1 % at 320",
+          "ap": "AP", "ap50": "AP50", "ap75": "AP75", "mask_ap": "mask AP", "miou": "mIoU %",
+          "pixacc": "pixel accuracy %", "pq": "PQ", "images_per_second": "images/s",
+          "parameters": "M parameters"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Table:
       data: flags that say where the data is, for people; where rows need different ones,
         ((pattern of names, flags), ...), for a command each.
       costs: whether parameters and speed belong to the table.
+      note: sentences for people, in Markdown.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Table:
     rows: Tuple
     data: Union[str, Tuple] = ""
     costs: bool = False
+    note: str = ""
 
     def parts(self):
         """Returns ((pattern, flags), ...): which rows of `data` one command can run together."""

@@ -3,11 +3,12 @@
 A row whose result is there is skipped, one that was interrupted goes on, and the weights for an
 evaluation of their own are trained first, unless they are there.
 """
+import contextlib
 import importlib.util
-import json
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
@@ -15,11 +16,14 @@ from gluon_resnest.engine.checkpoint import MODEL, Checkpoints
 from gluon_resnest.engine.report import RESULT
 from gluon_resnest.errors import UserError
 from gluon_resnest.reproduction.page import command
+from gluon_resnest.reproduction.results import differences, read_run
 from gluon_resnest.reproduction.rows import recipe_of
+from gluon_resnest.run_directory import CHECKPOINTS, is_training
 from gluon_resnest.zoo import backbone_name
 
 # Exit codes of a recipe that end the whole table: refused by the user's mistake, or stopped.
 FINAL = (2, 130, 143)
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def steps_of(row, workdir, *, seed=None, extra=()):
         the recipe; {backbone} becomes the zoo name of the row's backbone.
 
     Raises:
-      UserError: if nothing that runs here makes the number.
+      UserError: if nothing that runs here makes the number, or another experiment lies there.
     """
     recipe = recipe_of(row)
     if recipe is None or row.server:
@@ -56,11 +60,13 @@ def steps_of(row, workdir, *, seed=None, extra=()):
     shared = [str(_file(row.recipe)), "--model", row.model, *_flags(row.changes),
               *(["--seed", str(seed)] if ending else []), *extra]
     training = Path(workdir) / (row.directory + ending)
-    steps = [Step(row, training, (*shared, "--workdir", str(training)), _finished(training))]
+    steps = [Step(row, training, (*shared, "--workdir", str(training)),
+                  _finished(training, replace(row, evaluation=()), extra))]
     if row.evaluation:
         own = Path(workdir) / (row.evaluated_directory + ending)
         steps.append(Step(row, own, (*shared, *_flags(row.evaluation), "--eval-only",
-                                     "--workdir", str(own)), _finished(own), training))
+                                     "--workdir", str(own)), _finished(own, row, extra),
+                          training))
     return steps
 
 
@@ -77,8 +83,19 @@ def why_not(row):
 
 
 def run(step, *, workers=1):
-    """Runs a Step under the supervisor; returns its exit code."""
-    return subprocess.run(process_words(step, workers)).returncode
+    """Runs a Step under the supervisor, which SIGINT and SIGTERM reach; returns its exit code."""
+    words = process_words(step, workers)
+    with _signals_held() as held:
+        # In a session of its own, so that Ctrl-C comes once, from here.
+        child = subprocess.Popen(words, start_new_session=True)
+        passed = 0
+        while True:
+            for number in held[passed:]:
+                child.send_signal(number)
+                passed += 1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(POLL_SECONDS)
+                return code or (128 + held[0] if held else 0)
 
 
 def process_words(step, workers=1, *, dry=False):
@@ -97,25 +114,51 @@ def process_words(step, workers=1, *, dry=False):
             *step.words, *weights]
 
 
-def result_of(step):
-    """Returns the content of a step's result.json, or None."""
-    path = step.directory / RESULT
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
 def _best(trained, dry):
-    checkpoints = Checkpoints(trained / "checkpoints")
-    found = checkpoints.best() or checkpoints.latest() if (trained / "checkpoints").is_dir() \
-        else None
+    checkpoints = Checkpoints(trained / CHECKPOINTS)
+    found = checkpoints.best() or checkpoints.latest() if is_training(trained) else None
     if found is None:
         if dry:
-            return str(trained / "checkpoints" / "BEST" / MODEL)
+            return str(trained / CHECKPOINTS / "BEST" / MODEL)
         raise UserError(f"{trained} has no checkpoint to evaluate; train its row first")
     return str(checkpoints.path(found.state.step) / MODEL)
 
 
-def _finished(directory):
-    return (directory / RESULT).is_file()
+@contextlib.contextmanager
+def _signals_held():
+    """Collects SIGINT and SIGTERM in a list instead of acting on them."""
+    held = []
+    before = {number: signal.signal(number, lambda number, _: held.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield held
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finished(directory, row, extra):
+    """Returns whether the result of a row, changed by words for its recipe, is there."""
+    if not (directory / RESULT).is_file():
+        return False
+    asked = replace(row, changes=(*row.changes, *_changes(recipe_of(row), extra)))
+    others = [name for name in differences(read_run(directory), asked)
+              if name != "data" or "synthetic" not in extra]
+    if others:
+        raise UserError(f"{directory} has the result of another experiment than the row "
+                        f"{row.name!r} asks for, with another {', '.join(others)}; give another "
+                        "--workdir, or remove it")
+    return True
+
+
+def _changes(recipe, words):
+    """Returns ((field, word), ...) of what the words of a command line change of a recipe."""
+    words = [part for word in words for part in (
+        word.split("=", 1) if word.startswith("--") else [word])]
+    pairs = ((flag[2:].replace("-", "_"), value) for flag, value in zip(words, words[1:])
+             if flag.startswith("--"))
+    return tuple((name, value) for name, value in pairs
+                 if name in type(recipe).__dataclass_fields__)
 
 
 def _flags(changes):

@@ -10,6 +10,7 @@ from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
 from gluon_resnest.files import write_whole
 from gluon_resnest.interop.weights import read_params
+from gluon_resnest.run_directory import CHECKPOINTS, is_training
 
 _log = logging.getLogger(__name__)
 _STATISTICS = ("running_mean", "running_var")
@@ -55,8 +56,8 @@ def read_models(paths, last=None):
       UserError: if something cannot be read, or there is nothing.
     """
     paths = [Path(path) for path in paths]
-    if len(paths) == 1 and (paths[0] / "checkpoints").is_dir():
-        checkpoints = checkpoint.Checkpoints(paths[0] / "checkpoints")
+    if len(paths) == 1 and is_training(paths[0]):
+        checkpoints = checkpoint.Checkpoints(paths[0] / CHECKPOINTS)
         models = [(checkpoints.path(found.state.step), found.model)
                   for found in itertools.islice(checkpoints.whole(), last)][::-1]
     else:

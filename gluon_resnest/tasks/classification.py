@@ -1,4 +1,5 @@
 """Image classification as a Task: network, images, soft targets, exact top-k counts."""
+import itertools
 import logging
 
 import mxnet as mx
@@ -19,6 +20,7 @@ from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.norm import few_values, freeze_stages, use_running_statistics
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.run_directory import is_training
 from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
@@ -71,6 +73,7 @@ class Classification:
             self._train = self.open_training(run)
             self.steps_per_epoch = self._train.steps_per_epoch
             self.class_names = self._train.dataset.class_names
+            comm.on_main(lambda: _check_classes(run.workdir, self.class_names))
         self._val = self.open_evaluation(run)
         self.class_names = self.class_names or self._val.dataset.class_names
 
@@ -237,6 +240,20 @@ class Classification:
             mate = nd.take(images, to_device(partner, self._context))
             images = mate + nd.broadcast_mul(keep, images - mate)
         return images, to_device(targets, self._context)
+
+
+def _check_classes(workdir, names):
+    """Refuses to go on with a run of other classes; names may be None, not known."""
+    before = trained_run.class_names(workdir) if is_training(workdir) else None
+    if not before or not names:
+        return
+    # A file of names does not keep the spaces around them.
+    now = [name.strip() for name in names]
+    for number, (there, here) in enumerate(itertools.zip_longest(before, now)):
+        if there != here:
+            raise UserError(f"--workdir {workdir} holds a run of other classes (class {number}: "
+                            f"{there!r} there, {here!r} now); give another directory, or the "
+                            "images of that run")
 
 
 def _mixing_plan(recipe, batch):

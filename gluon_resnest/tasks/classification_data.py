@@ -12,13 +12,17 @@ def training_images(recipe, path, flag):
     dataset = open_images(path, flag, training_pipeline(recipe), recipe.classes)
     if not recipe.hold_out:
         return dataset
-    return Subset(dataset, split(dataset.labels, recipe.hold_out, recipe.seed)[0])
+    return Subset(dataset, _split(dataset, recipe)[0])
 
 
 def held_out_images(recipe, path, flag):
     """Opens the training images that the recipe holds out, for evaluation."""
     dataset = open_images(path, flag, evaluation_pipeline(recipe), recipe.classes)
-    return Subset(dataset, split(dataset.labels, recipe.hold_out, recipe.seed)[1])
+    return Subset(dataset, _split(dataset, recipe)[1])
+
+
+def _split(dataset, recipe):
+    return split(dataset.labels, recipe.hold_out, recipe.seed, class_names=dataset.class_names)
 
 
 def evaluation_images(recipe, path, flag, class_names=None):

@@ -1,4 +1,4 @@
-"""What evaluations in COCO's formats share: the results' file and the judge."""
+"""What evaluations in COCO's formats share: the results' file, the ground truth and the judge."""
 import contextlib
 import io
 import json
@@ -12,18 +12,32 @@ def write_results(path, results):
     write_whole(path, json.dumps(results))
 
 
+def completed(ground_truth):
+    """Returns the content of an annotation file with all that judges read, for them to write into.
+
+    Annotations are numbered from 1 on, because judges take the number 0 for no annotation at all.
+    Those that lack them get the area of their box and are no crowd.
+    """
+    rows = []
+    for number, row in enumerate(ground_truth.get("annotations", ()), 1):
+        _, _, width, height = row["bbox"]
+        rows.append({"area": width * height, **row, "id": number,
+                     "iscrowd": int(bool(row.get("iscrowd")))})
+    return {**ground_truth, "annotations": rows}
+
+
 def judge(ground_truth, results, kind):
     """Returns a pycocotools COCOeval that has judged; `.stats` and `.eval` are filled in.
 
     Args:
-      ground_truth: content of an annotation file.
+      ground_truth: content of an annotation file, see `completed`; not changed.
       results: list of dicts in COCO's result format, maybe empty; not changed.
       kind: "bbox", "segm" or "keypoints".
     """
     evaluation = cocoeval()
     from pycocotools.coco import COCO
     truth, found = COCO(), COCO()
-    truth.dataset = ground_truth
+    truth.dataset = completed(ground_truth)
     found.dataset = {"images": ground_truth["images"], "annotations": [],
                      "categories": ground_truth["categories"]}
     with contextlib.redirect_stdout(io.StringIO()):         # it prints its progress

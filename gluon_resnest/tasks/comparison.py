@@ -95,7 +95,8 @@ def draw_comparison(path, runs, metrics):
         axes.set(xlabel="epoch", title=title)
         axes.grid(alpha=0.3)
     panels[0].set_yscale("log")
-    panels[0].legend(fontsize=8)
+    for name in panels[0].legend(fontsize=8).get_texts():
+        name.set_parse_math(False)      # what is between two $ would be a formula
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

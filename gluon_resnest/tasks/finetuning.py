@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from mxnet.gluon import nn
 
+from gluon_resnest.config import ClassificationRecipe, override
 from gluon_resnest.data.classification import FolderDataset, list_folder
 from gluon_resnest.data.images import read_file
 from gluon_resnest.data.splitting import Subset, split
@@ -15,9 +16,10 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.interop.evaluation_drawing import Mistake, draw_confusion, draw_mistakes
 from gluon_resnest.interop.export import export_classifier
 from gluon_resnest.metrics import ConfusionMatrix
+from gluon_resnest.run_directory import is_training, read_recipe
+from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification import Classification
 from gluon_resnest.tasks.classification_data import evaluation_pipeline, training_pipeline
-from gluon_resnest.tasks.trained_run import load_backbone, open_classifier
 from gluon_resnest.zoo import VARIANTS
 
 NETWORKS = tuple(VARIANTS)
@@ -43,13 +45,32 @@ class FineTuning(Classification):
 
     @staticmethod
     def completed(recipe, run):
-        """Returns the recipe with the number of classes that the folder has."""
-        if run.data == "synthetic" or run.smoke:
+        """Returns the recipe with the number of classes that the folder has.
+
+        An evaluation of a run's weights takes that run's recipe; `cli` does so for a workdir.
+        """
+        if run.eval_only and _is_folder(run.weights):
+            return _recipe_of_weights(run)
+        if (run.data == "synthetic" or run.smoke or run.plan is not None and run.data is None
+                or run.eval_only and is_training(run.workdir)):
             return recipe
-        return dataclasses.replace(recipe, classes=len(list_folder(_training_folder(run.data))[1]))
+        folder = next(filter(None, _folders(run.data, evaluating=run.eval_only)))
+        names = list_folder(folder)[1]
+        if len(names) < 2:
+            raise UserError(f"{folder} has one class folder, {names[0]!r}, expected at least two; "
+                            "give the folder that contains a folder of images for each class")
+        return dataclasses.replace(recipe, classes=len(names))
 
     def __init__(self, recipe, run, comm):
-        self._sets = None if run.data == "synthetic" else open_folders(recipe, run.data)
+        self._sets = None
+        if run.data != "synthetic":
+            judged = run.weights if _is_folder(run.weights) else run.workdir
+            names = comm.on_main(lambda: trained_run.class_names(judged)) if run.eval_only else None
+            self._sets = open_folders(recipe, run.data, names, evaluating=run.eval_only)
+            if not run.weights and not run.eval_only:
+                _log.warning("there are no --weights: a new run starts from random values, for "
+                             "which a few images seldom suffice; give --weights a parameter file, "
+                             "a run directory, or published")
         super().__init__(recipe, run, comm)
 
     def training_images(self, run):
@@ -62,12 +83,12 @@ class FineTuning(Classification):
 
     def load(self, run):
         """Gives all but the head the values of --weights; an evaluation takes the head too."""
-        if run.eval_only:
+        if run.eval_only and not _is_folder(run.weights):
             super().load(run)
         else:
             source = self._recipe.network if run.weights == "published" else run.weights
-            load_backbone(_Headless(self.net), source, network=self._recipe.network,
-                          ctx=self._context)
+            trained_run.load_backbone(self.net if run.eval_only else _Headless(self.net), source,
+                                      network=self._recipe.network, ctx=self._context)
 
     def evaluate(self):
         """Counts the evaluation set over all workers, every image exactly once.
@@ -142,7 +163,7 @@ class FineTuning(Classification):
             mistakes = self._mistakes()
             _write_csv(workdir / f"{MISTAKES}.csv", Mistake._fields, mistakes)
             draw_mistakes(workdir / f"{MISTAKES}.png", mistakes)
-        net, card = open_classifier(workdir)
+        net, card = trained_run.open_classifier(workdir)
         export_classifier(net, workdir / EXPORT, card)
         _log.info("exported %s, drew its confusion matrix and mistakes beside it", workdir / EXPORT)
 
@@ -165,7 +186,7 @@ class _Headless(nn.Block):
                 self.register_child(child, name)
 
 
-def open_folders(recipe, root):
+def open_folders(recipe, root, class_names=None, *, evaluating=False):
     """Opens the training and the evaluation images below a folder.
 
     Without val/ or test/, or if the recipe holds images out, the evaluation images are split off:
@@ -174,26 +195,32 @@ def open_folders(recipe, root):
     Args:
       recipe: a ClassificationRecipe.
       root: folder of class folders, or one that contains train/ and val/ or test/.
+      class_names: of the run that is evaluated; numbers the classes, of which some may be missing.
+        None numbers them by the folders.
+      evaluating: val/ or test/ alone will do.
 
     Returns:
-      (training, evaluation) datasets.
+      (training, evaluation) datasets; of val/ or test/ alone, the first is None.
 
     Raises:
-      UserError: if the folders are not like that, or a class has too few images to be split.
+      UserError: if the folders are not like that, one is none of `class_names`, or a class has too
+        few images to be split.
     """
-    folder = _training_folder(root)
-    train = FolderDataset(folder, training_pipeline(recipe), recipe.classes)
+    folder, given = _folders(root, evaluating=evaluating)
     transform = evaluation_pipeline(recipe)
-    given = [Path(root) / name for name in EVALUATION_FOLDERS if (Path(root) / name).is_dir()]
-    if folder != Path(root) and given and not recipe.hold_out:
-        held = FolderDataset(given[0], transform, recipe.classes, train.class_names)
+    if folder is None:
+        return None, FolderDataset(given, transform, recipe.classes, class_names)
+    train = FolderDataset(folder, training_pipeline(recipe), recipe.classes, class_names)
+    if given and not recipe.hold_out:
+        held = FolderDataset(given, transform, recipe.classes, train.class_names)
         common = set(_digests(train)) & set(_digests(held))
         if common:
             _log.warning("%d images are in %s and in %s: the accuracy will flatter", len(common),
-                         folder, given[0])
+                         folder, given)
         return train, held
     count = recipe.hold_out or max(1, round(HELD_OUT_SHARE * len(train)))
-    kept, chosen = split(train.labels, count, recipe.seed, _digests(train))
+    kept, chosen = split(train.labels, count, recipe.seed, _digests(train),
+                         class_names=train.class_names)
     _log.info("%s: %d of the %d images of %s are held out for evaluation",
               "--hold-out" if recipe.hold_out else f"{root} has no val/ or test/", len(chosen),
               len(train), folder)
@@ -201,13 +228,39 @@ def open_folders(recipe, root):
     return Subset(train, kept), Subset(same, chosen)
 
 
-def _training_folder(root):
-    """Returns the folder that contains the class folders of the training images."""
+def _folders(root, *, evaluating):
+    """Returns which folders contain the class folders of training and of evaluation.
+
+    The first is None where only images to evaluate are given, the second where there are none.
+    """
     if root is None:
         raise UserError("--data DIR is missing; give a folder that contains a folder of images for "
                         "each class, or train/ and val/ with such folders")
-    inside = Path(root) / "train"
-    return inside if inside.is_dir() else Path(root)
+    root = Path(root)
+    given = [root / name for name in EVALUATION_FOLDERS if (root / name).is_dir()]
+    if (root / "train").is_dir():
+        return root / "train", given[0] if given else None
+    if not given:
+        return root, None
+    if evaluating and all(path in given for path in root.iterdir()
+                          if path.is_dir() and not path.name.startswith(".")):
+        return None, given[0]
+    raise UserError(f"{root} has {given[0].name}/ but no train/, expected both or only folders of "
+                    "classes; name the folder of training images train/, or give a class of that "
+                    "name another one")
+
+
+def _is_folder(weights):
+    """Returns whether --weights names a run directory; it may be None."""
+    return weights is not None and Path(weights).is_dir()
+
+
+def _recipe_of_weights(run):
+    """Returns the recipe of the run directory that --weights names, changed as the flags say."""
+    # The name is what config.json of the evaluation will say.
+    run.model, recipe = read_recipe(run.weights, ClassificationRecipe,
+                                    "give the run of a classification recipe", named=run.named)
+    return override(recipe, run.changes)
 
 
 def _digests(dataset):

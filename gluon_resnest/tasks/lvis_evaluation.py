@@ -3,6 +3,7 @@ import logging
 import warnings
 
 from gluon_resnest.errors import MissingExtra, UserError
+from gluon_resnest.tasks.coco_files import completed
 from gluon_resnest.tasks.detection_evaluation import KINDS, check_images, check_masks
 
 MAX_DETECTIONS = 300        # of an image that count
@@ -79,8 +80,7 @@ def judge(ground_truth, results, kind):
         def _load_json(self, path):
             return path
 
-    truth = Content({**ground_truth, "annotations": [
-        dict(each) for each in ground_truth["annotations"]]})       # judging writes into them
+    truth = Content(completed(ground_truth))
     results = [dict(each) for each in results]
     if not results:         # the package takes no empty list; a class that nobody has is left out
         results = [{"image_id": ground_truth["images"][0]["id"], "category_id": _NO_CLASS,

@@ -208,7 +208,7 @@ def _training_data(recipe, run, comm):
 
 
 def _evaluation_data(recipe, run, comm):
-    """Returns the loader of the evaluation persons and the content of their annotation file."""
+    """Returns the loader of the evaluation persons and the ground truth, see `read_truth`."""
     crop = _crop(recipe)
     if run.data == "synthetic":
         length = max(1, recipe.batch * run.synthetic_steps // 8)
@@ -221,7 +221,7 @@ def _evaluation_data(recipe, run, comm):
                                              recipe.min_box_score)
                    if run.detections else keypoints.read_annotations(annotations, folder))
         dataset = keypoints.PersonDataset(persons, crop)
-        truth = keypoints.read_json(annotations) if comm.is_main else None
+        truth = keypoints.read_truth(annotations)       # all workers refuse a wrong file alike
     plan = EvalPlan(len(dataset), run.eval_batch * comm.size, comm.rank, comm.size)
     return Loader(dataset, plan, seed=recipe.seed, workers=run.data_workers), truth
 

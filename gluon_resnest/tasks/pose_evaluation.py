@@ -68,7 +68,7 @@ def oks_ap(ground_truth, results):
     """Computes COCO's keypoint metrics.
 
     Args:
-      ground_truth: content of a person_keypoints_*.json.
+      ground_truth: content of a person_keypoints_*.json, see `data.keypoints.read_truth`.
       results: list of dicts in COCO's result format, at least one.
 
     Returns:

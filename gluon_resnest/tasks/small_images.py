@@ -29,9 +29,10 @@ class SmallImages(Classification):
                                 "or --data synthetic")
             self._parts = cifar10.read(run.data)
             if recipe.hold_out:
-                kept, held = split(self._parts["train"].labels, recipe.hold_out, recipe.seed)
-                self._parts = {"train": self._parts["train"].take(kept),
-                               "test": self._parts["train"].take(held)}
+                images = self._parts["train"]
+                kept, held = split(images.labels, recipe.hold_out, recipe.seed,
+                                   class_names=images.class_names)
+                self._parts = {"train": images.take(kept), "test": images.take(held)}
         super().__init__(recipe, run, comm)
 
     @staticmethod

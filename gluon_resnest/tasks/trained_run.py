@@ -11,8 +11,11 @@ from gluon_resnest.engine import checkpoint
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.deployed import Card
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.run_directory import CLASS_NAMES, read_config
+from gluon_resnest.run_directory import CHECKPOINTS, CLASS_NAMES, read_config, read_recipe
 from gluon_resnest.tasks.detector import build_detector, build_panoptic
+
+_EXPORT = ("export it with tools/export_model.py, which takes the runs of all recipes of this "
+           "version, and give tools/predict.py what it has written")
 
 
 def open_run(directory, *, ctx=None):
@@ -28,9 +31,10 @@ def open_run(directory, *, ctx=None):
       (net, recipe).
 
     Raises:
-      UserError: if it is no run directory, or has no whole checkpoint.
+      UserError: if it is no run directory, one of another kind of recipe, or has no whole
+        checkpoint.
     """
-    recipe = _recipe(Path(directory), ClassificationRecipe)
+    recipe = recipe_of(directory, ClassificationRecipe)
     net = zoo.get_model(recipe.network, classes=recipe.classes)
     return _filled(net, directory, ctx), recipe
 
@@ -51,13 +55,13 @@ def open_classifier(directory, *, ctx=None):
 
 def open_pose_run(directory, *, ctx=None):
     """Builds the network of a run directory of a pose recipe; as `open_run`."""
-    recipe = _recipe(Path(directory), PoseRecipe)
+    recipe = recipe_of(directory, PoseRecipe)
     return _filled(zoo.pose_model(recipe.network), directory, ctx), recipe
 
 
 def open_segmentation_run(directory, *, ctx=None):
     """Builds the network of a run directory of a segmentation recipe; as `open_run`."""
-    recipe = _recipe(Path(directory), SegmentationRecipe)
+    recipe = recipe_of(directory, SegmentationRecipe)
     net = zoo.segmentation_model(
         recipe.network, recipe.classes, output_stride=recipe.output_stride,
         head_channels=recipe.head_channels, head_dropout=recipe.head_dropout)
@@ -70,7 +74,7 @@ def open_detection_run(directory, *, class_names=None, ctx=None):
     Args:
       class_names: of its classes; None numbers them.
     """
-    recipe = _recipe(Path(directory), DetectionRecipe)
+    recipe = recipe_of(directory, DetectionRecipe)
     return _filled(build_detector(recipe, class_names=class_names), directory, ctx), recipe
 
 
@@ -79,7 +83,7 @@ def open_panoptic_run(directory, *, ctx=None):
 
     It has the names of things and stuff that the run has written, if any.
     """
-    recipe = _recipe(Path(directory), PanopticRecipe)
+    recipe = recipe_of(directory, PanopticRecipe)
     names = tuple(class_names(directory) or ())
     net = build_panoptic(recipe, class_names=names[:recipe.classes],
                          stuff_names=names[recipe.classes:])
@@ -99,6 +103,11 @@ def kind_of_run(directory):
       UserError: if it is no run directory.
     """
     return read_config(directory)["kind"]
+
+
+def recipe_of(directory, recipe_class, advice=_EXPORT):
+    """Returns the recipe of a run directory, of this class; see `run_directory.read_recipe`."""
+    return read_recipe(directory, recipe_class, advice)[1]
 
 
 def load_backbone(backbone, source, *, network, ctx=None):
@@ -126,11 +135,9 @@ def load_backbone(backbone, source, *, network, ctx=None):
 
 def _classifier_of(directory):
     """Returns the name of the network that a classification run has trained."""
-    kind = kind_of_run(directory)
-    if kind != ClassificationRecipe.__name__:
-        raise UserError(f"{str(directory)!r} holds a run of a {kind}; a backbone starts from the "
-                        "run of a classification recipe, or from a .params file")
-    return _recipe(directory, ClassificationRecipe).network.lower()
+    return recipe_of(directory, ClassificationRecipe,
+                     "a backbone starts from the run of a classification recipe, or from a .params "
+                     "file").network.lower()
 
 
 def _check_variant(source, found, network):
@@ -156,13 +163,9 @@ def _filled(net, directory, ctx):
 
 def _best(directory):
     """Returns the best Checkpoint of a run directory, else the newest, and its path."""
-    checkpoints = checkpoint.Checkpoints(Path(directory) / "checkpoints")
+    checkpoints = checkpoint.Checkpoints(Path(directory) / CHECKPOINTS)
     found = checkpoints.best() or checkpoints.latest()
     if found is None:
         raise UserError(f"{str(directory)!r} has no whole checkpoint yet; let the run reach the "
                         "end of an epoch")
     return found, checkpoints.path(found.state.step)
-
-
-def _recipe(directory, kind):
-    return kind.from_json(read_config(directory)["recipe"])

@@ -19,14 +19,16 @@ from gluon_resnest.zoo.table import (
     HIDDEN, VARIANTS, Variant, Weights, is_named, is_same_network, variant)
 
 __all__ = ["HIDDEN", "POSE", "VARIANTS", "Variant", "Weights", "backbone_name", "get_model",
-           "is_named", "is_same_network", "list_models", "list_pose_models",
-           "load_backbone_weights", "load_weights", "pose_model", "segmentation_model", "variant"]
+           "is_named", "is_same_network", "list_models", "load_backbone_weights", "load_weights",
+           "pose_model", "segmentation_model", "variant"]
 
 # Architecture -> its network, and the prefix of its parameters' names.
 _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "resnet_"),
              EfficientNetArchitecture: (EfficientNet, "efficientnet_")}
 
 POSE = "simple_pose_"       # before the name of a backbone: the pose network on it
+_POSE_NAMES = tuple(POSE + backbone for backbone in (
+    "resnest50", "resnest101", "resnest200", "resnest269", "resnet50", "resnet101"))
 
 _NORMS = ("norm_layer", "norm_kwargs")
 # What a name stands for -> the options of `get_model` that such a network takes; all others are
@@ -43,9 +45,9 @@ OPTIONS = {
 
 
 def list_models(pattern="*"):
-    """Returns the names in the table that match a shell pattern such as "*fast*", in its order."""
-    return fnmatch.filter([*VARIANTS, *SEGMENTERS, *detection.NAMES, *panoptic.NAMES],
-                          pattern)
+    """Returns the names of all networks that match a shell pattern such as "*fast*"."""
+    return fnmatch.filter([*VARIANTS, *SEGMENTERS, *detection.NAMES, *panoptic.NAMES,
+                           *_POSE_NAMES], pattern)
 
 
 def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_layer=None,
@@ -169,13 +171,6 @@ def _things_and_stuff(classes):
         raise UserError(f"a panoptic network has things and stuff, got classes={classes!r}; give "
                         "classes=(80, 53), or two tuples of names")
     return classes
-
-
-def list_pose_models(pattern="*"):
-    """Returns the names of the pose networks of the paper's table 8 that match a shell pattern."""
-    return fnmatch.filter([POSE + name for name in ("resnest50", "resnest101", "resnest200",
-                                                    "resnest269", "resnet50", "resnet101")],
-                          pattern)
 
 
 def pose_model(backbone, joints=17, *, norm_layer=None, norm_kwargs=None, dropblock=0.0):

@@ -1,0 +1,219 @@
+"""tools/reproduce.py: rows as commands; what is skipped, continued, stopped, no result of a row."""
+import functools
+import importlib.util
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from finished_run import finished
+
+from gluon_resnest import cli
+from gluon_resnest.errors import UserError
+from gluon_resnest.recipes.cifar10 import RECIPES as CIFAR10
+from gluon_resnest.recipes.imagenet import RECIPES as IMAGENET
+from gluon_resnest.reproduction import page, results, rows, running
+from gluon_resnest.reproduction.rows import Table, evaluated, printed, timed, trained
+from gluon_resnest.zoo import backbone_name
+
+ROOT = Path(__file__).resolve().parents[1]
+ALL = [(table, row) for table in page.TABLES for row in table.rows]
+RECIPE = CIFAR10["resnest14_2s1x64d"]
+
+
+def test_steps_of_an_evaluation_train_first(tmp_path):
+    row = evaluated("320", "imagenet/resnest50", {"eval_px": "320"}, top1=81.82)
+    training, evaluation = running.steps_of(row, tmp_path, seed=1, extra=["--keep", "2"])
+    assert training.directory == tmp_path / "imagenet/resnest50-seed1"
+    assert evaluation.directory == tmp_path / "imagenet/resnest50-eval_px_320-seed1"
+    assert training.words[1:] == ("--model", "resnest50", "--seed", "1", "--keep", "2",
+                                  "--workdir", str(training.directory))
+    assert "--eval-only" in evaluation.words and evaluation.trained == training.directory
+    with pytest.raises(UserError, match="has no checkpoint to evaluate"):
+        running.process_words(evaluation)
+
+
+def test_backbone_is_filled_in(tmp_path):
+    row = trained("x", "cascade_rcnn/mask_resnest101_dcn")
+    step, = running.steps_of(row, tmp_path, extra=["--backbone-weights", "runs/{backbone}"])
+    assert "runs/resnest101" in step.words
+
+
+def test_every_backbone_of_a_row_has_an_entry_that_trains_it():
+    """So that runs/imagenet/{backbone} is a run that somebody can make."""
+    for _, row in ALL:
+        recipe = rows.recipe_of(row)
+        if recipe is not None and row.recipe not in ("imagenet", "cifar10"):
+            name = backbone_name(recipe.network)
+            assert {**CIFAR10, **IMAGENET}[name].network == name, row.name
+
+
+def command_line(recipe, monkeypatch):
+    """Returns what a file of recipes gives to `cli.main`: (recipes, task class)."""
+    given = []
+    monkeypatch.setattr(cli, "main", lambda *arguments: given.extend(arguments))
+    runpy.run_path(str(ROOT / f"recipes/{recipe}.py"), run_name="__main__")
+    return given
+
+
+def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags(monkeypatch):
+    main = functools.lru_cache(maxsize=None)(lambda name: command_line(name, monkeypatch))
+    for table, row in ALL:
+        if row.recipe is None or row.server:
+            continue
+        flags, = [flags for pattern, flags in table.parts()
+                  if row in table.select([pattern])]
+        recipes, task = main(row.recipe)
+        if hasattr(task, "completed"):
+            monkeypatch.delattr(task, "completed")      # looks into the data
+        *_, step = running.steps_of(row, "runs", extra=flags.split())
+        recipe, run = cli.parse(recipes, task, list(step.words[1:]))
+        assert recipe == rows.recipe_of(row), row.name
+        if hasattr(run, "backbone_weights"):
+            assert run.backbone_weights.startswith("runs/imagenet/res"), row.name
+
+
+def test_what_is_not_run_says_why():
+    with pytest.raises(UserError, match="is not run: it is a number in print"):
+        running.steps_of(printed("x", top1=1.0), "runs")
+    assert "tools/benchmark.py infer" in running.why_not(timed("x", "infer", 1.0))
+
+
+def reproduce():
+    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "tools/reproduce.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(*words):
+    return subprocess.run([sys.executable, str(ROOT / "tools/reproduce.py"), *words], cwd=str(ROOT),
+                          capture_output=True, text=True, timeout=300)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    done = command("tabel3")
+    assert done.returncode == 2 and "did you mean 'table3'" in done.stderr, done.stderr
+
+
+def test_dry_run_prints_each_command_once(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main(["table3", "--only", "resnest50*", "--dry-run", "-np", "8", "--workdir",
+                          str(tmp_path), "--", "--rec-train", "a b.rec"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and len(lines) == len(set(lines)) == 4
+    assert all("engine.supervise -np 8 --" in line and "'a b.rec'" in line for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+TINY = (("network", "resnest_tiny"), ("epochs", "1"), ("batch", "4"))
+TRIAL = Table("trial", "A trial", "nowhere", (
+    trained("tiny", "cifar10/resnest14_2s1x64d", changes=TINY, top1=62.64),
+    replace(evaluated("tiny at 40", "cifar10/resnest14_2s1x64d", {"eval_px": "40"}, top1=1.0),
+            changes=TINY),
+    printed("quoted", top1=3.0)))
+EXTRA = ["--", "--data", "synthetic", "--synthetic-steps", "2", "--data-workers", "1"]
+
+
+def test_a_table_is_run_skipped_and_continued(tmp_path, capfd):
+    """For real: trains, evaluates apart, skips what is finished, goes on with what is not."""
+    tool = reproduce()
+
+    def run(*words):
+        with pytest.raises(SystemExit) as ended:
+            tool.main(["trial", "--workdir", str(tmp_path), *words, *EXTRA], [TRIAL])
+        return ended.value.code, capfd.readouterr().out
+
+    code, told = run("--only", "tiny*", "--only", "quoted")
+    assert code == 0, told
+    folder = tmp_path / TRIAL.rows[0].directory
+    assert f"{folder}: running" in told
+    assert re.search(r"^tiny: expected top-1 % 62.64; obtained top-1 % \d+\.\d\d, with another "
+                     "data$", told, re.M)
+    assert re.search(r"^tiny at 40: expected top-1 % 1.00; obtained top-1 % ", told, re.M)
+    assert "quoted: not run: it is a number in print" in told
+    own = results.read_run(tmp_path / TRIAL.rows[1].evaluated_directory)
+    assert own.config["recipe"]["eval_px"] == 40
+    assert results.differences(own, TRIAL.rows[1]) == ["data"]          # drawn images
+
+    (folder / "result.json").unlink()                                  # interrupted at the end
+    before = (folder / "log.jsonl").read_text()
+    code, told = run("--only", "tiny*")
+    assert code == 0 and f"{folder}: running" in told
+    assert f"{tmp_path / TRIAL.rows[1].evaluated_directory}: finished before" in told
+    assert (folder / "log.jsonl").read_text().startswith(before.splitlines()[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_reaches_the_recipe_which_saves(number, tmp_path):
+    """Ctrl-C goes to all processes of the terminal's group, SIGTERM to one."""
+    running = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools/reproduce.py"), "cifar1", "--only", "resnet14_0s1x64d",
+         "--workdir", str(tmp_path), *EXTRA, "--synthetic-steps=5000", "--network", "resnest_tiny",
+         "--batch", "4", "--log-every", "1"], cwd=str(ROOT), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    folder = tmp_path / "cifar10/resnet14_0s1x64d"
+    try:
+        end = time.monotonic() + 200
+        while not (folder / "log.jsonl").is_file() and time.monotonic() < end:
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.1)
+        (os.killpg if number == signal.SIGINT else os.kill)(running.pid, number)
+        told, _ = running.communicate(timeout=100)
+    finally:
+        running.kill()
+    assert running.returncode == 128 + number, told
+    assert f"stopped by {number.name}; the same command continues" in told
+    assert list((folder / "checkpoints").iterdir()) and "Traceback" not in told
+
+
+def test_a_result_of_another_experiment_is_no_finished_row(tmp_path):
+    row = trained("14", "cifar10/resnest14_2s1x64d", top1=62.64)
+    finished(tmp_path / row.directory, replace(RECIPE, epochs=1))
+    with pytest.raises(UserError, match="the row '14' asks for, with another epochs; give another"):
+        running.steps_of(row, tmp_path)
+    for extra in (["--epochs", "1"], ["--epochs=1"]):
+        step, = running.steps_of(row, tmp_path, extra=extra)
+        assert step.done
+    with pytest.raises(UserError, match="with another epochs, batch"):
+        running.steps_of(row, tmp_path, extra=["--epochs", "2", "--batch", "7"])
+
+
+def test_drawn_images_are_a_result_only_where_they_are_asked_for(tmp_path):
+    row = trained("14", "cifar10/resnest14_2s1x64d", top1=62.64)
+    finished(tmp_path / row.directory, RECIPE, data="synthetic")
+    with pytest.raises(UserError, match="with another data"):
+        running.steps_of(row, tmp_path, extra=["--data", "cifar10"])
+    step, = running.steps_of(row, tmp_path, extra=["--data", "synthetic"])
+    assert step.done
+
+
+@pytest.mark.parametrize("words", [["--smoke"], ["--plan", "images=5"], ["--workdir=x"], ["-h"]])
+def test_flags_that_make_no_number_of_a_row_are_refused(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main(["cifar1", "--workdir", str(tmp_path), "--", *words])
+    assert ended.value.code == 2 and f"{words[0]} cannot follow --" in capsys.readouterr().err
+
+
+def test_a_row_without_a_printed_number_tells_what_it_obtained(tmp_path):
+    row = trained("own", "cifar10/resnest14_2s1x64d")
+    run = results.read_run(finished(tmp_path / "a", RECIPE, metric="top1"))
+    assert (reproduce().expected(row), reproduce().obtained(row, run)) == ("", "top-1 % 62.00")
+
+
+@pytest.mark.parametrize("code, ended, tried", [(1, 1, 2), (2, 2, 1), (143, 143, 1)])
+def test_a_failure_goes_on_but_a_mistake_or_a_stop_ends_the_table(code, ended, tried, tmp_path,
+                                                                  monkeypatch):
+    seen = []
+    monkeypatch.setattr(running, "run", lambda step, workers: seen.append(step) or code)
+    table = Table("t", "T", "nowhere", (TRIAL.rows[0], replace(
+        TRIAL.rows[0], name="again", changes=(*TINY, ("lr", "0.1")))))
+    with pytest.raises(SystemExit) as left:
+        reproduce().main(["t", "--workdir", str(tmp_path)], [table])
+    assert (left.value.code, len(seen)) == (ended, tried)
