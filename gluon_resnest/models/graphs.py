@@ -6,8 +6,7 @@ from gluon_resnest.models.deform import fused_deformables
 from gluon_resnest.models.dropblock import without_dropblock
 from gluon_resnest.models.small_maps import fit_small_maps
 from gluon_resnest.models.sync_batch_norm import plain_batch_norm
-from gluon_resnest.models.training_graph import (
-    fuse_norm_and_relu, training_form, wants_training_form)
+from gluon_resnest.models.training_graph import training_form, wants_training_form
 
 
 class TwoGraphs(nn.HybridBlock):
@@ -60,7 +59,6 @@ class TwoGraphs(nn.HybridBlock):
             return super()._get_graph(*args)
         with training_form(self):
             inputs, outputs = super()._get_graph(*args)
-        outputs = fuse_norm_and_relu(outputs)
         if self._may_fit and _all_shapes_known(self, args):
             fitted = fit_small_maps(outputs, {
                 variable.name: array.shape for variable, array in zip(inputs, args)})

@@ -133,7 +133,7 @@ class Bottleneck(nn.HybridBlock):
 
     def hybrid_forward(self, F, x):
         # A factor of DropBlock is not negative, so that it may follow the ReLU, where the published
-        # code has it before; norm and ReLU side by side are one operator in training.
+        # code has it before; norm and ReLU then share a layout (decision 0107).
         residual = chain(x, self.conv1, self.bn1, self.relu1, self.dropblock1,
                          self.pool if self._pool_before else None,
                          self.conv2, self.bn2, self.relu2, self.dropblock2,

@@ -1,10 +1,9 @@
 """What the training graph computes in another form than the graph of inference, for speed.
 
-Same function, same parameters; fewer or cheaper passes over the maps on a CPU
+Same function, same parameters; cheaper passes over the maps on a CPU
 (docs/decisions/0106-training-graph.md). Exports never see it.
 """
 import contextlib
-import json
 import os
 
 import mxnet as mx
@@ -12,8 +11,6 @@ import numpy as np
 from mxnet import nd
 
 from gluon_resnest.models.split_attention import SplitAttention
-
-_FUSED = "_contrib_BatchNormWithReLU"
 
 
 def wants_training_form(args):
@@ -37,33 +34,3 @@ def training_form(net):
     finally:
         for block in blocks:
             block.trains = False
-
-
-def fuse_norm_and_relu(symbol):
-    """Returns the graph with each batch norm and the ReLU behind it as one operator.
-
-    Only 4-d maps normalised by their own statistics over axis 1, which nothing else reads.
-    """
-    graph = json.loads(symbol.tojson(remove_amp_cast=False))
-    nodes = graph["nodes"]
-    readers = [0] * len(nodes)
-    for entry in [entry for node in nodes for entry in node["inputs"]] + graph["heads"]:
-        readers[entry[0]] += 1
-    becomes = {}
-    for number, node in enumerate(nodes):
-        if node["op"] != "Activation" or node["attrs"]["act_type"] != "relu":
-            continue
-        source = node["inputs"][0][0]
-        if readers[source] == 1 and _normalizes_batches(nodes[source]):
-            nodes[source]["op"] = _FUSED
-            becomes[number] = source
-    for entry in [entry for node in nodes for entry in node["inputs"]] + graph["heads"]:
-        entry[0] = becomes.get(entry[0], entry[0])
-    return mx.sym.load_json(json.dumps(graph))
-
-
-def _normalizes_batches(node):
-    attrs = node.get("attrs", {})
-    return (node["op"] == "BatchNorm" and attrs.get("axis", "1") == "1"
-            and attrs.get("use_global_stats", "False") == "False"
-            and attrs.get("output_mean_var", "False") == "False")
