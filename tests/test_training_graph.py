@@ -10,10 +10,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd, nd
-from mxnet.gluon import nn
 
 from gluon_resnest.models.dropblock import without_dropblock
-from gluon_resnest.models.norm import frozen_batch_norm
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.models.training_graph import training_form, wants_training_form
 from gluon_resnest.zoo import VARIANTS, get_model
