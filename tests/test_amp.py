@@ -1,11 +1,13 @@
 """Laws of mixed precision on whole networks.
 
 MXNet rewrites its operators for the whole process, so this file is also the program of a process
-of its own: `python tests/test_amp.py types|train FILE`.
+of its own: `python tests/test_amp.py types|train FILE`, `python tests/test_amp.py run WORKDIR`.
 """
 import argparse
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,10 @@ import numpy as np
 import pytest
 from mxnet import nd
 
+from gluon_resnest import cli
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.engine import amp
-from gluon_resnest.engine.checkpoint import State, snapshot
+from gluon_resnest.engine.checkpoint import Checkpoints, State, snapshot
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy
@@ -29,9 +32,15 @@ NETWORKS = ("resnest_tiny", "resnest14", "resnest50_fast_4s2x40d", "resnet50d", 
 RECIPE = ClassificationRecipe(
     network="resnest_tiny", source="a test", classes=5, epochs=3, batch=8, warmup_epochs=0.0,
     crop_px=32, eval_px=32, auto_augment="none", precision="bfloat16", lr=0.05)
+RANDOM = dataclasses.replace(RECIPE, epochs=2, mixup_alpha=0.2, dropblock=0.1, ema_decay=0.8)
 RUN = argparse.Namespace(data="synthetic", synthetic_steps=6, data_workers=0, device="cpu",
                          weights=None, eval_only=False, eval_batch=2, rec_train=None, rec_val=None,
                          workdir=None, teacher_weights=None)
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    not amp.supported("bfloat16", mx.cpu()),
+    reason="this CPU has no AVX-512, which bfloat16 needs")
 
 
 def is_16_bits(dtype):
@@ -57,6 +66,12 @@ def program(job, file):
     if job == "types":
         mx.contrib.amp.init("bfloat16")              # types need no processor that computes in it
         result = {name: types_of(name) for name in NETWORKS}
+    elif job == "run":
+        recipe, run = cli.parse({"tiny": RANDOM}, Classification, [
+            "--workdir", file, "--data", "synthetic", "--synthetic-steps", "4", "--save-every", "1",
+            "--keep", "99", "--data-workers", "0"])
+        cli.train(recipe, run, Classification, Comm())
+        return
     else:
         task = Classification(RECIPE, RUN, Comm())
         losses = [float(task.update.step(task.losses, batch, 0.05)["loss"].asscalar())
@@ -79,6 +94,17 @@ def started(job, tmp_path):
     return json.loads((tmp_path / "result").read_text())
 
 
+def trained(workdir):
+    """Trains RANDOM, or goes on, in a process of its own; returns its last checkpoint's bits."""
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    subprocess.run([sys.executable, __file__, "run", str(workdir)], check=True, env=environ,
+                   timeout=240)
+    found = Checkpoints(workdir / "checkpoints").latest()
+    assert found.state.step == 8
+    return found.numbers, {name: array.tobytes() for part in (found.model, found.arrays)
+                           for name, array in part.items()}
+
+
 def test_products_have_16_bits_and_softmax_and_parameters_32(tmp_path):
     for name, seen in started("types", tmp_path).items():
         assert seen["parameters"] == [False], name
@@ -87,8 +113,7 @@ def test_products_have_16_bits_and_softmax_and_parameters_32(tmp_path):
         assert seen.get("softmax", [False]) == [False], name
 
 
-@pytest.mark.skipif(not amp.supported("bfloat16", mx.cpu()),
-                    reason="this CPU has no AVX-512, which bfloat16 needs")
+@needs_bfloat16
 def test_a_whole_network_trains_in_bfloat16(tmp_path):
     seen = started("train", tmp_path)
     assert np.isfinite(seen["losses"]).all()
@@ -96,6 +121,16 @@ def test_a_whole_network_trains_in_bfloat16(tmp_path):
     assert seen["kinds"] == ["float32"]
     assert seen["images"] == 6
     assert "already computes in bfloat16" in seen["refusal"]
+
+
+@needs_bfloat16
+def test_a_resumed_run_in_bfloat16_equals_the_undisturbed_bit_for_bit(tmp_path):
+    """In the middle and at the end of an epoch, with mixup, DropBlock and a moving average."""
+    expected = trained(tmp_path / "whole")
+    for step in (3, 4):
+        folder = f"checkpoints/step-{step:08d}"
+        shutil.copytree(tmp_path / "whole" / folder, tmp_path / str(step) / folder)
+        assert trained(tmp_path / str(step)) == expected, step
 
 
 def test_float32_changes_nothing():
