@@ -193,7 +193,7 @@ def test_an_mxnet_without_onednn_is_one_sentence(monkeypatch):
 
 
 def test_bf16_is_refused_where_the_cpu_has_none(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(lowering, "_cpu_has", lambda flag: False)
+    monkeypatch.setattr(lowering, "has", lambda flag: False)
     with pytest.raises(UserError, match="bf16 on MXNet needs a CPU with AVX-512 BF16"):
         export_deployment(tiny, tmp_path / "x", CARD, Plan("mxnet", "bf16"))
     assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,7 @@ INTERNAL = {
     "_environment": set(),
     "errors": set(),
     "files": set(),
+    "processor": set(),
     "provenance": set(),
     "params_file": set(),
     "run_directory": {"__init__", "engine.occupied"},
@@ -39,7 +40,7 @@ INTERNAL = {
               "engine.plan", "engine.comm", "__init__", "metrics", "benchmark", "reproduction"},
 }
 
-SHARED = ("errors", "files", "provenance")
+SHARED = ("errors", "files", "processor", "provenance")
 
 # Part -> the libraries it may import at module level.
 LIBRARIES = {

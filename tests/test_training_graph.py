@@ -111,7 +111,7 @@ def test_training_graph_computes_what_the_imperative_network_does(name):
     assert net._fits is None            # tests/test_small_maps.py is about graphs for one size
     (loss, gradient, weights), (fast_loss, fast_gradient, fast_weights) = found
     np.testing.assert_allclose(fast_loss, loss, rtol=1e-5)
-    np.testing.assert_allclose(fast_gradient, gradient, atol=1e-4 * abs(gradient).max())
+    np.testing.assert_allclose(fast_gradient, gradient, atol=3e-4 * abs(gradient).max())
     for key, expected in weights.items():
         np.testing.assert_allclose(fast_weights[key], expected, err_msg=key,
                                    atol=1e-3 * abs(expected).max())

@@ -5,6 +5,7 @@ import os
 import platform
 from pathlib import Path
 
+from gluon_resnest import processor
 from gluon_resnest.benchmark.rounds import PEAK
 from gluon_resnest.benchmark.timing import FEWEST, summarize, undisturbed
 from gluon_resnest.errors import MissingExtra
@@ -56,11 +57,8 @@ def document(kind, entries, plan, outcome, *, settings, flops=None):
 
 def machine():
     """Returns what there is to say about this machine."""
-    with open("/proc/cpuinfo") as file:
-        facts = dict(map(str.strip, line.split(":", 1)) for line in file if ":" in line)
-    present = facts.get("flags", "").split()
-    return {"cpu": facts.get("model name", platform.processor()), "cpus": os.cpu_count(),
-            "vectors": [name for name in _VECTORS if name in present],
+    return {"cpu": processor.name(), "cpus": os.cpu_count(),
+            "vectors": [name for name in _VECTORS if processor.has(name)],
             "system": platform.platform(),
             "load": [round(load, 2) for load in os.getloadavg()]}
 

@@ -16,6 +16,7 @@ import platform
 import time
 from pathlib import Path
 
+from gluon_resnest import processor
 from gluon_resnest.engine.progress import displays
 from gluon_resnest.errors import MissingExtra, UserError
 from gluon_resnest.files import write_whole
@@ -216,16 +217,6 @@ def machine():
     import mxnet as mx
     import numpy as np
     gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30
-    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "memory_gib": round(gibibytes, 1),
+    return {"cpu": processor.name(), "cores": os.cpu_count(), "memory_gib": round(gibibytes, 1),
             "gpus": mx.context.num_gpus(), "python": platform.python_version(),
             "mxnet": mx.__version__, "numpy": np.__version__}
-
-
-def _cpu_model():
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.machine()

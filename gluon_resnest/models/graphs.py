@@ -4,6 +4,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.models.deform import fused_deformables
 from gluon_resnest.models.dropblock import without_dropblock
+from gluon_resnest.models.narrow_groups import free_narrow_groups
 from gluon_resnest.models.small_maps import fit_small_maps
 from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 from gluon_resnest.models.training_graph import training_form, wants_training_form
@@ -59,11 +60,12 @@ class TwoGraphs(nn.HybridBlock):
             return super()._get_graph(*args)
         with training_form(self):
             inputs, outputs = super()._get_graph(*args)
-        if self._may_fit and _all_shapes_known(self, args):
-            fitted = fit_small_maps(outputs, {
-                variable.name: array.shape for variable, array in zip(inputs, args)})
+        if _all_shapes_known(self, args):
+            shapes = {variable.name: array.shape for variable, array in zip(inputs, args)}
+            fitted = fit_small_maps(outputs, shapes) if self._may_fit else None
             if fitted is not None:
                 outputs, self._fits = fitted, _sides(args)
+            outputs = free_narrow_groups(outputs, shapes)
         self._cached_graph = inputs, outputs
         return self._cached_graph
 

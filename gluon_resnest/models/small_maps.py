@@ -11,6 +11,8 @@ from typing import NamedTuple, Tuple
 
 import mxnet as mx
 
+from gluon_resnest.models.splice import Splice
+
 _MOST_GROUPS = 4        # of a convolution; each is a product of its own
 _LEAST_BATCH = 32       # making a matrix of a kernel costs the same for any batch
 _LEAST_BATCH_ON_ONE_PIXEL = 8
@@ -27,26 +29,21 @@ def fit_small_maps(symbol, shapes):
       The graph, of the same inputs, parameters and outputs, that holds for these H and W only; or
       None if no map is small because of them.
     """
-    graph = json.loads(symbol.tojson(remove_amp_cast=False))
-    maps = _maps(graph, shapes)
+    splice = Splice(symbol)
+    maps = _maps(symbol, shapes)
     fitting = {number for number, around in maps.items() if around.pays()}
-    if not fitting or any(node["op"].startswith("amp_") for node in graph["nodes"]):
+    if not fitting or any(node["op"].startswith("amp_") for node in splice.nodes):
         return None
     larger = {name: (*shape[:2], *(2 * side for side in shape[2:]))
               for name, shape in shapes.items()}
     try:
-        larger = _maps(graph, larger)
+        larger = _maps(symbol, larger)
     except mx.MXNetError:                       # there is a graph for one size only
         larger = {}
     if all(larger.get(number) == maps[number] for number in fitting):
         return None                             # pooled maps, of one pixel at every size
-    splice = _Splice()
-    for number, node in enumerate(graph["nodes"]):
-        if number in fitting:
-            splice.replace(number, node, maps[number].product(len(node["inputs"]) == 3))
-        else:
-            splice.keep(number, node)
-    return splice.symbol(graph)
+    return splice.symbol({number: maps[number].product(len(splice.nodes[number]["inputs"]) == 3)
+                          for number in fitting})
 
 
 class _Around(NamedTuple):
@@ -126,8 +123,9 @@ def _parts(x, axis, length, parts):
             for start in range(0, length, step)]
 
 
-def _maps(graph, shapes):
+def _maps(symbol, shapes):
     """Returns {number of node: _Around} of the plain 2-d convolutions whose maps are known."""
+    graph = json.loads(symbol.tojson(remove_amp_cast=False))
     nodes = [node if node["op"] == "null" else {**node, "name": f"node{number}"}
              for number, node in enumerate(graph["nodes"])]     # a layer called twice has one name
     internals = mx.sym.load_json(json.dumps({**graph, "nodes": nodes})).get_internals()
@@ -153,41 +151,3 @@ def _maps(graph, shapes):
                 *(tuple(values[name]) for name in ("kernel", "stride", "pad")),
                 values["num_filter"], before[1], values["num_group"])
     return found
-
-
-class _Splice:
-    """Copies a graph node by node, some of them replaced by graphs of several."""
-
-    def __init__(self):
-        self._nodes, self._numbers = [], {}         # old number of a node -> new one
-
-    def keep(self, number, node):
-        """Copies a node."""
-        self._numbers[number] = self._add(node, node["name"],
-                                          [self._entry(entry) for entry in node["inputs"]])
-
-    def replace(self, number, node, fragment):
-        """Copies, in place of a node, a graph whose variables x, weight, bias are its inputs."""
-        given = dict(zip(("x", "weight", "bias"), map(self._entry, node["inputs"])))
-        inner, entries = json.loads(fragment.tojson()), {}      # of nodes with one output
-        for place, each in enumerate(inner["nodes"]):
-            if each["op"] == "null":
-                entries[place] = given[each["name"]]
-            else:
-                entries[place] = [self._add(each, f"{node['name']}_{each['name']}", [
-                    entries[source] for source, *_ in each["inputs"]]), 0, 0]
-        self._numbers[number] = entries[inner["heads"][0][0]][0]
-
-    def symbol(self, graph):
-        """Returns the new graph; the old one says its outputs."""
-        return mx.sym.load_json(json.dumps({
-            "nodes": self._nodes, "heads": [self._entry(entry) for entry in graph["heads"]],
-            "arg_nodes": [number for number, node in enumerate(self._nodes)
-                          if node["op"] == "null"], "attrs": graph["attrs"]}))
-
-    def _add(self, node, name, inputs):
-        self._nodes.append({**node, "name": name, "inputs": inputs})
-        return len(self._nodes) - 1
-
-    def _entry(self, entry):
-        return [self._numbers[entry[0]], *entry[1:]]

@@ -10,6 +10,7 @@ import mxnet as mx
 from mxnet.contrib import quantization
 
 from gluon_resnest.errors import UserError
+from gluon_resnest.processor import has
 
 BACKEND = "MKLDNN"
 _INT8_BACKEND = "MKLDNN_QUANTIZE"
@@ -38,7 +39,7 @@ def fused(symbol, backend=BACKEND):
 
 def needs(precision):
     """Raises a UserError unless this machine can run a precision."""
-    if precision == "bf16" and not _cpu_has("avx512_bf16"):
+    if precision == "bf16" and not has("avx512_bf16"):
         raise UserError("bf16 on MXNet needs a CPU with AVX-512 BF16, which this machine has not; "
                         "use fp32 or int8 here, or export on a machine that can run it")
 
@@ -125,11 +126,3 @@ def _quantized(symbol, args, float_layers):
 
 def _operators(symbol):
     return [(node["name"], node["op"]) for node in json.loads(symbol.tojson())["nodes"]]
-
-
-def _cpu_has(flag):
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return any(line.startswith("flags") and flag in line.split() for line in file)
-    except OSError:
-        return False
