@@ -23,9 +23,10 @@ SOURCES := $(shell find gluon_resnest recipes -name __pycache__ -prune -o -print
 demo: setup
 	$(BIN)/python tools/demo.py
 
+# Without restarts: behind a worker that crashed and was replaced, loadfile waits for ever.
 test: setup $(WHEEL)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest --quiet --durations=10 \
-	    --numprocesses 2 --dist loadfile
+	    --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 lint: $(PACKAGES)
 	$(BIN)/python -m flake8 gluon_resnest recipes tools tests setup.py

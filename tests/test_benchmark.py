@@ -3,6 +3,7 @@ import importlib
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -237,6 +238,21 @@ def test_between_turns_everything_stands_still(tmp_path, monkeypatch):
             assert below and states_of(below) == {"T"}
             assert started.turn(0.01).wall > 0
     assert not any(Path(f"/proc/{each}").exists() for each in below)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_leaves_nothing_behind(number):
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "infer", "--model", "resnest_tiny",
+               "--size", "64", "--batch", "2", "--threads", "1", "--seconds", "0.01", "--limit",
+               "0", "--rounds", "9999"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=str(ROOT)) as running:
+        while "round 1" not in running.stderr.readline():
+            assert running.poll() is None
+        below = descendants(running.pid)
+        running.send_signal(number)
+        said = running.stderr.read()
+    assert running.returncode == 128 + number and "Traceback" not in said
+    assert below and not any(Path(f"/proc/{each}").exists() for each in below)
 
 
 def states_of(processes):

@@ -48,6 +48,35 @@ def test_copies_compute_the_convolution(bias):
         np.testing.assert_allclose(copied, plain, rtol=1e-5, atol=1e-5)
 
 
+def test_copies_compute_a_block_with_norms_and_activations():
+    """What they are for: batch norms whose maps and gradients lie in two orders."""
+    net = nn.HybridSequential()
+    for channels, groups, before in ((32, 1, 6), (32, 4, 32), (16, 1, 32)):
+        net.add(nn.Conv2D(channels, 3, padding=1, groups=groups, in_channels=before,
+                          use_bias=False), nn.BatchNorm(in_channels=channels),
+                nn.Activation("relu"))
+    symbol, shape = net(mx.sym.var("data")), (4, 6, 9, 7)
+    copied = free_narrow_groups(symbol, {"data": shape})
+    assert copies(copied) == 2
+    rng = np.random.RandomState(0)
+    names, states = symbol.list_arguments(), symbol.list_auxiliary_states()
+    shapes, _, state_shapes = symbol.infer_shape(data=shape)
+    values = {name: nd.array(rng.standard_normal(each)) for name, each in zip(names, shapes)}
+    towards = nd.array(rng.standard_normal((4, 16, 9, 7)))
+    found = []
+    for graph in (symbol, copied):
+        running = {name: nd.ones(each) for name, each in zip(states, state_shapes)}
+        executor = graph.bind(mx.cpu(), values, {name: nd.zeros(each) for name, each in
+                                                 zip(names, shapes)}, aux_states=running)
+        output = executor.forward(is_train=True)[0]
+        executor.backward(towards)
+        found.append([output, *(executor.grad_dict[name] for name in names), *running.values()])
+    for name, plain, ours in zip(["output", *names, *states], *found):
+        scale = max(1, abs(plain.asnumpy()).max())
+        np.testing.assert_allclose(ours.asnumpy() / scale, plain.asnumpy() / scale, atol=1e-4,
+                                   err_msg=name)
+
+
 @pytest.mark.parametrize("before, behind, groups, narrow", [
     (4, 4, 8, True), (8, 8, 4, True), (20, 80, 2, True), (40, 40, 2, True), (16, 8, 2, True),
     (10, 40, 2, False),         # in the plain order anyway

@@ -103,8 +103,13 @@ def test_evaluation_of_many_workers_is_that_of_one(tmp_path):
     code, text, outcomes = launch(size, __file__, tmp_path)
     assert code == 0, text
     assert outcomes == [alone] * size and alone["images"] == 6
-    assert (tmp_path / f"of{size}/keypoints.json").read_text() == (
-        tmp_path / "of1/keypoints.json").read_text()
+    ours, theirs = (json.loads((tmp_path / f"of{workers}/keypoints.json").read_text())
+                    for workers in (size, 1))
+    assert len(ours) == len(theirs) == 6
+    for person, expected in zip(ours, theirs):      # a network may round otherwise elsewhere
+        assert person.keys() == expected.keys()
+        for key, value in expected.items():
+            assert person[key] == pytest.approx(value, rel=1e-5), key
 
 
 def test_a_person_seen_twice_is_an_error():

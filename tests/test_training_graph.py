@@ -93,7 +93,9 @@ def test_a_dropblock_passes_over_the_map_twice():
 
 
 @pytest.mark.parametrize("name", ["resnest14", "resnest14_1s1x64d", "resnest14_4s2x40d"])
-def test_training_graph_computes_what_the_imperative_network_does(name):
+def test_training_graph_computes_what_the_imperative_network_does(name, monkeypatch):
+    # Copies (tests/test_narrow_groups.py) change the rounding, and with it sides of ReLUs.
+    monkeypatch.setattr("gluon_resnest.models.narrow_groups.has", lambda extension: False)
     net = get_model(name, classes=7, dropblock=0.0)
     initialize(net)
     x = nd.random.normal(shape=(3, 3, 64, 48))
@@ -111,7 +113,7 @@ def test_training_graph_computes_what_the_imperative_network_does(name):
     assert net._fits is None            # tests/test_small_maps.py is about graphs for one size
     (loss, gradient, weights), (fast_loss, fast_gradient, fast_weights) = found
     np.testing.assert_allclose(fast_loss, loss, rtol=1e-5)
-    np.testing.assert_allclose(fast_gradient, gradient, atol=3e-4 * abs(gradient).max())
+    np.testing.assert_allclose(fast_gradient, gradient, atol=1e-4 * abs(gradient).max())
     for key, expected in weights.items():
         np.testing.assert_allclose(fast_weights[key], expected, err_msg=key,
                                    atol=1e-3 * abs(expected).max())
@@ -137,9 +139,10 @@ def test_gradients_do_not_depend_on_oneDNNs_layouts(name, size, options):
         found.append({key: value.grad().asnumpy() for key, value in net.collect_params().items()
                       if value.grad_req != "null" and key.endswith(("weight", "gamma", "beta"))})
     plain, fast = found
-    # In the norm of all: a few values round to the other side of a ReLU's zero.
+    # In the norm of all: a few values round to the other side of a ReLU's zero, 0.08 at most over
+    # ten seeds; graphs that were wrong came to 0.59 and more.
     error = sum(((fast[key] - plain[key]) ** 2).sum() for key in plain) ** 0.5
-    assert error < 0.1 * sum((plain[key] ** 2).sum() for key in plain) ** 0.5
+    assert error < 0.3 * sum((plain[key] ** 2).sum() for key in plain) ** 0.5
 
 
 def test_running_statistics_follow_as_without_the_graph():

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 from dataclasses import replace
@@ -221,4 +222,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    for stop in (signal.SIGINT, signal.SIGTERM):        # the competitors are ended on the way out
+        signal.signal(stop, lambda number, _: sys.exit(128 + number))
     main()
