@@ -23,11 +23,11 @@ from gluon_resnest.errors import UserError
 NAMES = ["manifest.json", "model.params", "optimizer.params", "state.json"]
 
 
-def example(step, best_step=None, seed=0):
+def example(step, best_step=None, seed=0, unevaluated=False):
     rng = np.random.RandomState(1000 * seed + step)
     return Checkpoint(
         State(step=step, seed=3, workers=2, steps_per_epoch=10, best=0.5, best_step=best_step,
-              metrics={"top1": 0.5, "images": 7}, seconds=1.5),
+              metrics={"top1": 0.5, "images": 7}, unevaluated=unevaluated, seconds=1.5),
         {"a.weight": rng.standard_normal((3, 1, 2)).astype("float32"),
          "a.count": rng.randint(0, 9, 4), "half": rng.standard_normal(5).astype("float16")},
         {"a.weight:0": rng.standard_normal((3, 1, 2)).astype("float32")},
@@ -140,6 +140,40 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     assert_same(checkpoints.best(), checkpoints.latest())
 
 
+def test_one_that_is_unevaluated_is_the_newest_until_it_is_evaluated(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (10, 20, 30):
+        checkpoints.store(example(step, best_step=10))
+    pending = example(40, best_step=10, unevaluated=True)
+    assert checkpoints.store(pending) == checkpoints.path(40) == tmp_path / "unevaluated-00000040"
+    assert_same(checkpoints.latest(), pending)
+    assert checkpoints.steps() == [10, 30]                      # it counts as one of the two
+    assert_same(checkpoints.best(), example(10, best_step=10))
+    assert checkpoints.store(example(40, best_step=40)) == checkpoints.path(40)
+    assert_same(checkpoints.latest(), example(40, best_step=40))
+    assert sorted(os.listdir(tmp_path)) == ["step-00000030", "step-00000040"]
+
+
+def test_without_any_other_the_unevaluated_one_is_restored(tmp_path):
+    net, checkpoints = net_of(), Checkpoints(tmp_path)
+    state = State(step=7, unevaluated=True)
+    checkpoints.save(net, update_of(net), state)
+    other = net_of()
+    assert checkpoints.restore_best(other, Comm()) == state
+    np.testing.assert_array_equal(other[0].weight.data().asnumpy(), net[0].weight.data().asnumpy())
+    (checkpoints.path(7) / "state.json").write_text("")
+    with pytest.raises(UserError, match="none of the 1 checkpoints in .* is whole"):
+        checkpoints.latest()
+
+
+def test_states_of_older_versions_are_evaluated(tmp_path):
+    path = Checkpoints(tmp_path).store(example(12))
+    record = json.loads((path / "state.json").read_text())
+    del record["state"]["unevaluated"]
+    rewrite(path, "state.json", json.dumps(record).encode())
+    assert_same(read(path), example(12))
+
+
 def test_there_may_be_no_best(tmp_path):
     assert Checkpoints(tmp_path).best() is None
     Checkpoints(tmp_path).store(example(1))
@@ -189,6 +223,15 @@ def test_starting_anew_over_damaged_checkpoints_must_be_a_decision(tmp_path):
         checkpoints.latest()
 
 
+def rewrite(path, name, content):
+    """Replaces a file of a checkpoint, and what the manifest says of it."""
+    entry = module._write_file(path / name, [content])
+    if name != "manifest.json":
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"][name] = entry
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+
 class Payload:
     """Unpickling it leaves a file behind."""
 
@@ -200,17 +243,14 @@ class Payload:
     pickle.dumps(Payload()), b"\x80", b"[" * 100000, b'{"format": 1}', b'{"format": 2}', b"null",
     json.dumps({"format": 1, "state": dict(vars(State()), step="7"), "update": {}}).encode(),
     json.dumps({"format": 1, "state": dict(vars(State()), step=-7), "update": {}}).encode(),
-], ids=["pickle", "bytes", "nested", "short", "format", "null", "text", "negative"])
+    json.dumps({"format": 1, "state": dict(vars(State()), unevaluated=1), "update": {}}).encode(),
+], ids=["pickle", "bytes", "nested", "short", "format", "null", "text", "negative", "number"])
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "model.params"])
 def test_hostile_files_execute_nothing_and_are_refused(name, content, tmp_path, monkeypatch):
     """Also with a manifest that vouches for them."""
     monkeypatch.chdir(tmp_path)
     path = Checkpoints(tmp_path / "checkpoints").store(example(3))
-    (path / name).write_bytes(content)
-    if name != "manifest.json":
-        manifest = json.loads((path / "manifest.json").read_text())
-        manifest["files"][name] = module._write_file(tmp_path / "copy", [content])
-        (path / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(path, name, content)
     with pytest.raises(UserError, match=r"step-00000003 is damaged \(.+\)"):
         read(path)
     assert not (tmp_path / "executed").exists()
@@ -247,18 +287,23 @@ def killed_at(moment, action):
     return os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 9
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    """The save of step 40 writes, renames and removes step 20; each of its moments is tried."""
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(pending, tmp_path):
+    """The save of step 40 writes, renames and removes step 20, or the unevaluated step 40; each of
+    its moments is tried."""
     moments = 0
     while True:
         checkpoints = Checkpoints(tmp_path / str(moments), keep=2)
         for step in (10, 20, 30):
             checkpoints.store(example(step, best_step=10))
+        if pending:
+            checkpoints.store(example(40, best_step=10, unevaluated=True))
         if not killed_at(moments, lambda: checkpoints.store(example(40, best_step=10))):
             break
         found = checkpoints.latest()
-        assert found.state.step in (30, 40)
-        assert_same(found, example(found.state.step, best_step=10))
+        assert found.state.step in ((40,) if pending else (30, 40))
+        assert_same(found, example(found.state.step, best_step=10,
+                                   unevaluated=found.state.unevaluated))
         assert_same(checkpoints.best(), example(10, best_step=10))
         checkpoints.store(example(40, best_step=10))
         assert sorted(os.listdir(checkpoints.directory)) == \

@@ -202,7 +202,7 @@ class Quiet:
     def __init__(self):
         self.windows, self.evaluated = [], []
 
-    def begin(self, step):
+    def begin(self, step, unevaluated):
         pass
 
     def advance(self):

@@ -20,7 +20,7 @@ from horovod_job import launch
 from gluon_resnest import cli
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data.recordio import RecordWriter
-from gluon_resnest.engine.checkpoint import Checkpoints
+from gluon_resnest.engine.checkpoint import Checkpoints, read
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.tasks.classification import Classification
 
@@ -55,7 +55,7 @@ def rec(tmp_path_factory):
 def bits(workdir, step=None):
     """Returns what a checkpoint holds, without the clock."""
     checkpoints = Checkpoints(Path(workdir) / "checkpoints")
-    found = checkpoints._read(step) if step else checkpoints.latest()
+    found = read(checkpoints.path(step)) if step else checkpoints.latest()
     arrays = {name: array.tobytes() for part in (found.model, found.arrays)
               for name, array in part.items()}
     return dataclasses.replace(found.state, seconds=0.0), found.numbers, arrays

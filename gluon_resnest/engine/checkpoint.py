@@ -6,6 +6,7 @@
       optimizer.params   arrays of the update, such as "conv1.weight:0" (momentum)
       state.json         where the run stood: step, best value, seed, numbers of the update
       manifest.json      size and sha256 of the three others
+    checkpoints/unevaluated-00001250/    the same, for as long as the evaluation after it runs
 
 A checkpoint is written under another name and renamed when all of it is on the disk, so that a
 kill at any moment leaves the older ones. The state of the newest says which one is the best.
@@ -33,7 +34,8 @@ MODEL, OPTIMIZER = "model.params", "optimizer.params"
 STATE, MANIFEST = "state.json", "manifest.json"
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"step-(\d{8,})")
+_STEP, _UNEVALUATED = "step", "unevaluated"
+_NAME = re.compile(rf"({_STEP}|{_UNEVALUATED})-(\d{{8,}})")
 _UNFINISHED = "unfinished-"                       # being written or being removed
 # What the readers below raise on damaged or hostile files.
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError,
@@ -51,6 +53,7 @@ class State:
       steps_per_epoch: length of an epoch.
       best, best_step: highest value of the main metric so far, and where; None before the first.
       metrics: values of the last evaluation.
+      unevaluated: whether the evaluation that is due after this step is still to come.
       seconds: wall time spent in all runs so far.
     """
 
@@ -61,6 +64,7 @@ class State:
     best: Optional[float] = None
     best_step: Optional[int] = None
     metrics: dict = dataclasses.field(default_factory=dict)
+    unevaluated: bool = False
     seconds: float = 0.0
 
 
@@ -100,6 +104,8 @@ class Checkpoints:
     def store(self, checkpoint):
         """Writes a checkpoint, then removes what is neither among the newest nor the best.
 
+        One that is unevaluated is removed by the next, which is of the same step as a rule.
+
         Returns:
           Its path.
 
@@ -107,7 +113,8 @@ class Checkpoints:
           UserError: if the directory cannot be written or the disk is full; what was saved
             before is still there, and no part of this one.
         """
-        target = self.path(checkpoint.state.step)
+        target = self._place(_UNEVALUATED if checkpoint.state.unevaluated else _STEP,
+                             checkpoint.state.step)
         building = self.directory / (_UNFINISHED + target.name)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -122,12 +129,12 @@ class Checkpoints:
             except BaseException:
                 shutil.rmtree(building, ignore_errors=True)
                 raise
-            self._prune(checkpoint.state)
+            self._prune(target, checkpoint.state)
         except OSError as error:
             raise UserError(
-                f"cannot save {target.name} in {self.directory}: {error.strerror or error}; what "
-                "was saved before is whole: make room or give a writable --workdir, and run the "
-                "same command again") from error
+                f"cannot save {self._place(_STEP, checkpoint.state.step).name} in {self.directory}: "
+                f"{error.strerror or error}; what was saved before is whole: make room or give a "
+                "writable --workdir, and run the same command again") from error
         return target
 
     def latest(self):
@@ -139,15 +146,15 @@ class Checkpoints:
           UserError: if there are checkpoints and none is whole; starting anew must be a decision.
         """
         newest = next(self.whole(), None)
-        steps = self.steps()
-        if newest is None and steps:
-            raise UserError(f"none of the {len(steps)} checkpoints in {self.directory} is whole; "
+        paths = self._paths()
+        if newest is None and paths:
+            raise UserError(f"none of the {len(paths)} checkpoints in {self.directory} is whole; "
                             "move them away to start anew, or give another workdir")
         return newest
 
     def whole(self):
         """Yields the whole Checkpoints, newest first; a damaged one is a logged sentence."""
-        return filter(None, map(self._read, reversed(self.steps())))
+        return filter(None, map(self._read, reversed(self._paths())))
 
     def best(self):
         """Returns the Checkpoint with the highest main metric; None if it is not there, or none."""
@@ -156,18 +163,31 @@ class Checkpoints:
             return None
         if newest.state.best_step == newest.state.step:
             return newest
-        return self._read(newest.state.best_step)
+        return self._read(self.path(newest.state.best_step))
 
     def path(self, step):
         """Returns where the checkpoint of a step lies."""
-        return self.directory / f"step-{step:08d}"
+        places = [self._place(kind, step) for kind in (_STEP, _UNEVALUATED)]
+        return next((place for place in places if place.exists()), places[0])
 
     def steps(self):
-        """Returns the steps of the checkpoints that are there, ascending, whole or not."""
+        """Returns the steps of the checkpoints that are there, ascending, whole or not; without
+        one that is unevaluated."""
+        return [step for step, kind in self._names() if kind == _STEP]
+
+    def _place(self, kind, step):
+        return self.directory / f"{kind}-{step:08d}"
+
+    def _names(self):
+        """Returns [(step, kind)] of what is there, oldest first: an evaluated one is newer."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = (_NAME.fullmatch(name) for name in os.listdir(self.directory))
-            return sorted(int(match.group(1)) for match in names if match)
+            return sorted(((int(name[2]), name[1]) for name in names if name),
+                          key=lambda found: (found[0], found[1] == _STEP))
         return []
+
+    def _paths(self):
+        return [self._place(kind, step) for step, kind in self._names()]
 
     def restore(self, net, update, comm):
         """Brings every worker's network and update to the newest whole checkpoint.
@@ -218,19 +238,22 @@ class Checkpoints:
         return Checkpoint(state, comm.share_arrays(found and found.model),
                           comm.share_arrays(found and found.arrays), numbers)
 
-    def _read(self, step):
-        """Returns the Checkpoint of `step`, or None, with a logged sentence, if it is not whole."""
+    def _read(self, path):
+        """Returns the Checkpoint at `path`, or None, with a logged sentence, if it is not whole."""
         try:
-            return read(self.path(step))
+            return read(path)
         except UserError as error:
             _log.warning("%s; it is passed over", error)
             return None
 
-    def _prune(self, state):
-        older = [step for step in self.steps() if step <= state.step]
-        for step in older[:-self._keep]:
+    def _prune(self, newest, state):
+        for path in self._paths():
+            if path != newest and path.name.startswith(_UNEVALUATED):
+                self._remove(path)
+        older = [found for found in self._names() if found[0] <= state.step]
+        for step, kind in older[:-self._keep]:
             if step != state.best_step:
-                self._remove(self.path(step))
+                self._remove(self._place(kind, step))
 
     def _remove(self, path):
         """Removes a checkpoint so that a kill in between leaves none that looks whole."""
@@ -317,10 +340,13 @@ def _fits(parameter, array):
 
 
 def _state(values):
+    values = {"unevaluated": False, **values}       # older versions saved after evaluations only
     state = State(**{field.name: values[field.name] for field in dataclasses.fields(State)})
     whole = (state.step, state.seed, state.workers, state.steps_per_epoch)
     if not all(type(value) is int for value in whole) or min(whole) < 0:
         raise ValueError(f"{STATE} holds no counts")
+    if type(state.unevaluated) is not bool:
+        raise ValueError(f"{STATE} does not say whether it is evaluated")
     return state
 
 

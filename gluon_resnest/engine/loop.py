@@ -72,7 +72,8 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
       start: where to begin, from `checkpoints.restore`; a fresh State begins at 0.
       log_every: steps between log lines; losses are looked at only there and before a save.
       eval_every: epochs between evaluations; the last step is always followed by one.
-      save_every: steps between checkpoints inside an epoch; each epoch ends with one.
+      save_every: steps between checkpoints inside an epoch; each epoch ends with one, which is
+        written before its evaluation and, with the values of that, after it.
       patience: stop when so many evaluations in a row were no better than the best; 0: never.
       per_worker: what depends on how many workers share a batch, as phrases; said when a run goes
         on with another number of them.
@@ -90,10 +91,27 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
     state = _continued(start, seed, comm.size, task.steps_per_epoch, per_worker)
     began = time.monotonic() - start.seconds
     comm.broadcast(task.params)
-    log.begin(start.step)
+    log.begin(start.step, start.unevaluated)
     window = Window(comm)
     batches = task.batches(start.step)
+
+    def save():
+        heart.beat("saving", state.step)
+        comm.on_main(lambda: writer.store(snapshot(task.net, update, state)))
+
+    def evaluated():
+        heart.beat("evaluation", state.step)
+        mx.random.seed(device_seed(seed, state.step, comm.rank))    # statistics may be recomputed
+        with update.averaged():
+            metrics = task.evaluate()
+        log.evaluation(state.step, metrics)
+        return _judged(state, metrics, task.main_metric)
+
     with Stop(comm, STEPS_AHEAD + 1) as stop, Writer(checkpoints) as writer:
+        if state.unevaluated:
+            task.on_epoch((state.step - 1) // task.steps_per_epoch)
+            state = evaluated()
+            save()
         for step in range(start.step, steps):
             if _tired(state, step, eval_every * task.steps_per_epoch, patience):
                 _log.info("stopping after step %d: no evaluation was better than that of step %d, "
@@ -120,15 +138,14 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
             if saves:
                 mx.nd.waitall()      # a hybridized net's running statistics may lag behind
                 _check_parameters(task, comm, done)
-                if done == steps or (epoch_ends and done // task.steps_per_epoch % eval_every == 0):
-                    heart.beat("evaluation", done)
-                    with update.averaged():
-                        metrics = task.evaluate()
-                    state = _judged(state, done, metrics, task.main_metric)
-                    log.evaluation(done, state.metrics)
-                heart.beat("saving", done)
-                state = replace(state, step=done, seconds=time.monotonic() - began)
-                comm.on_main(lambda: writer.store(snapshot(task.net, update, state)))
+                due = done == steps or (
+                    epoch_ends and done // task.steps_per_epoch % eval_every == 0)
+                state = replace(state, step=done, unevaluated=due,
+                                seconds=time.monotonic() - began)
+                save()
+                if due and not stopping:    # who stops has little time, and comes back to this
+                    state = replace(evaluated(), seconds=time.monotonic() - began)
+                    save()
             if stopping:
                 heart.beat("finishing", done)
                 comm.on_main(writer.finish)
@@ -244,9 +261,9 @@ def _tired(state, step, interval, patience):
             and step // interval - state.best_step // interval >= patience)
 
 
-def _judged(state, step, metrics, main_metric):
+def _judged(state, metrics, main_metric):
     """Returns the state with an evaluation's values, and with it as best if it is."""
-    state = replace(state, metrics=metrics)
+    state = replace(state, metrics=metrics, unevaluated=False)
     if state.best is None or metrics[main_metric] > state.best:
-        return replace(state, best=metrics[main_metric], best_step=step)
+        return replace(state, best=metrics[main_metric], best_step=state.step)
     return state

@@ -59,14 +59,17 @@ class RunLog:
         """Images per second of the training steps since `begin`, 0.0 before the first line."""
         return self._steps * self._batch / self._seconds if self._seconds else 0.0
 
-    def begin(self, step):
+    def begin(self, step, unevaluated=False):
         """Opens the log at `step`; forgets lines beyond it, which will be written again.
+
+        Args:
+          unevaluated: the evaluation of `step` will be written again, too.
 
         Raises:
           UserError: on all workers, if the run directory cannot be written; so do `training` and
             `evaluation`.
         """
-        self._comm.on_main(lambda: self._open(step))
+        self._comm.on_main(lambda: self._open(step, unevaluated))
 
     def advance(self):
         """Moves the progress bar by one step."""
@@ -102,8 +105,9 @@ class RunLog:
     def _write(self, line):
         self._comm.on_main(lambda: self._append(line))
 
-    def _open(self, step):
-        lines = [line for line in read_log(self._file) if line["step"] <= step]
+    def _open(self, step, unevaluated):
+        lines = [line for line in read_log(self._file) if line["step"] <= step and not
+                 (unevaluated and line["step"] == step and line["kind"] == "evaluation")]
         write_whole(self._file, "".join(json.dumps(line) + "\n" for line in lines), _ADVICE)
         for display in self._displays:          # the run goes on after a rollback
             display.close()
