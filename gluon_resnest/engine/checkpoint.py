@@ -132,9 +132,10 @@ class Checkpoints:
             self._prune(target, checkpoint.state)
         except OSError as error:
             raise UserError(
-                f"cannot save {self._place(_STEP, checkpoint.state.step).name} in {self.directory}: "
-                f"{error.strerror or error}; what was saved before is whole: make room or give a "
-                "writable --workdir, and run the same command again") from error
+                f"cannot save {self._place(_STEP, checkpoint.state.step).name} in "
+                f"{self.directory}: {error.strerror or error}; what was saved before is whole: "
+                "make room or give a writable --workdir, and run the same command again"
+            ) from error
         return target
 
     def latest(self):
