@@ -166,6 +166,30 @@ def test_without_any_other_the_unevaluated_one_is_restored(tmp_path):
         checkpoints.latest()
 
 
+def test_what_was_just_written_outlives_a_damaged_one_of_its_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (4, 6, 8):
+        checkpoints.store(example(step, best_step=4))
+    (tmp_path / "step-00000008/model.params").write_bytes(b"damaged")
+    checkpoints.store(example(6, best_step=4))                  # trained again from step 4
+    pending = example(8, best_step=4, unevaluated=True)
+    checkpoints.store(pending)
+    assert_same(checkpoints.latest(), pending)
+    assert sorted(os.listdir(tmp_path)) == ["step-00000004", "unevaluated-00000008"]
+
+
+def test_of_a_step_there_is_one(tmp_path):
+    """A kill before the unevaluated one is removed leaves both."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.store(example(10))
+    shutil.copytree(checkpoints.store(example(20, unevaluated=True)), tmp_path / "copy")
+    checkpoints.store(example(20))
+    os.rename(tmp_path / "copy", tmp_path / "unevaluated-00000020")
+    newest, older = checkpoints.whole()
+    assert_same(newest, example(20))
+    assert_same(older, example(10))
+
+
 def test_states_of_older_versions_are_evaluated(tmp_path):
     path = Checkpoints(tmp_path).store(example(12))
     record = json.loads((path / "state.json").read_text())

@@ -80,6 +80,35 @@ def test_one_killed_before_its_evaluation_is_saved_has_one_line_of_it(
     assert_goes_on(tmp_path, undisturbed, trained=STEPS - 2 * EPOCH)
 
 
+def test_a_first_write_that_fails_is_made_up_for(undisturbed, tmp_path, monkeypatch, caplog):
+    store = Checkpoints.store
+
+    def failing(self, checkpoint):
+        if checkpoint.state.step == 2 * EPOCH and checkpoint.state.unevaluated:
+            raise UserError("no space left")
+        return store(self, checkpoint)
+    monkeypatch.setattr(Checkpoints, "store", failing)
+    assert_goes_on(tmp_path, undisturbed, trained=STEPS)
+    assert "no space left; it is tried once more" in caplog.text
+
+
+def test_time_counts_a_resumed_evaluation(tmp_path, monkeypatch):
+    own, hours = loop.time.monotonic, [0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: own() + 3600 * hours[0])
+    task = Settling(Comm())
+
+    def damaged():
+        raise UserError("image 3 is damaged")
+    task.trouble = damaged
+    with pytest.raises(UserError, match="image 3 is damaged"):
+        train(tmp_path, EPOCH, task=task)
+
+    def slow():
+        hours[0] += 1
+    task.trouble = slow
+    assert 3600 <= train(tmp_path, EPOCH, task=task)[2].seconds < 2 * 3600
+
+
 @pytest.mark.parametrize("step", [2 * EPOCH, STEPS])
 def test_a_run_that_is_to_stop_leaves_the_evaluation_to_the_next(step, undisturbed, tmp_path,
                                                                  monkeypatch):

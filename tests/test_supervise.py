@@ -307,6 +307,20 @@ def test_stuck_is_judged_by_phase_and_names_the_last_worker():
     assert "in phase 'evaluation' for 500 s" in pulse.stuck(evaluating, 571)
 
 
+def test_an_evaluation_before_the_first_step_has_its_own_limit():
+    """As of a run that goes on from a checkpoint whose evaluation is due."""
+    means = {"start": 10.0, "evaluation": 600.0}
+    pulse = Pulse(Limits(60, 1800), means, began=0)
+    assert pulse.stuck({0: beat(8, "start", 1)}, 5) is None
+    assert pulse.stuck({0: beat(8, "evaluation", 2)}, 10) is None
+    assert pulse.stuck({0: beat(8, "evaluation", 2)}, 12000) is None
+    assert "worker 0, after step 8, gave no sign of life in phase 'evaluation' for 12000 s" in \
+        pulse.stuck({0: beat(8, "evaluation", 2)}, 12011)
+    assert pulse.stuck({0: beat(8, "start", 3)}, 13000) is None     # what the first step waits for
+    assert pulse.stuck({0: beat(9, "step", 4)}, 13100) is None
+    assert means["start"] == 10.0                                   # not learnt from such a start
+
+
 def attempt(first):
     return Attempt(1, first, None, 1.0, "killed")
 

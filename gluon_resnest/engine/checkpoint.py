@@ -154,8 +154,15 @@ class Checkpoints:
         return newest
 
     def whole(self):
-        """Yields the whole Checkpoints, newest first; a damaged one is a logged sentence."""
-        return filter(None, map(self._read, reversed(self._paths())))
+        """Yields the whole Checkpoints, newest first; a damaged one is a logged sentence.
+
+        Of a step it is one: a kill may leave an unevaluated one beside that with the values.
+        """
+        last = None
+        for found in filter(None, map(self._read, reversed(self._paths()))):
+            if found.state.step != last:
+                yield found
+            last = found.state.step
 
     def best(self):
         """Returns the Checkpoint with the highest main metric; None if it is not there, or none."""
@@ -248,8 +255,9 @@ class Checkpoints:
             return None
 
     def _prune(self, newest, state):
-        for path in self._paths():
-            if path != newest and path.name.startswith(_UNEVALUATED):
+        for step, kind in self._names():        # of the same step there is a damaged one at most
+            path = self._place(kind, step)
+            if path != newest and (kind == _UNEVALUATED or step == state.step):
                 self._remove(path)
         older = [found for found in self._names() if found[0] <= state.step]
         for step, kind in older[:-self._keep]:

@@ -32,8 +32,9 @@ class Beat:
 
     Attributes:
       pid, host: where it runs.
-      phase: what it began with this beat: "start", "step", "evaluation", "saving",
-        "finishing" (the last save reaches the disk) or "end".
+      phase: what it began with this beat: "start" (also behind an evaluation that a run goes on
+        with), "step", "evaluation", "writing" (what was saved before it reaches the disk),
+        "saving", "finishing" (the last save reaches the disk) or "end".
       first, step: updates done when it began, and now.
       beats: number of beats so far.
       means: {phase: mean seconds} of what it has finished.

@@ -110,8 +110,9 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
     with Stop(comm, STEPS_AHEAD + 1) as stop, Writer(checkpoints) as writer:
         if state.unevaluated:
             task.on_epoch((state.step - 1) // task.steps_per_epoch)
-            state = evaluated()
+            state = replace(evaluated(), seconds=time.monotonic() - began)
             save()
+            heart.beat("start", state.step)
         for step in range(start.step, steps):
             if _tired(state, step, eval_every * task.steps_per_epoch, patience):
                 _log.info("stopping after step %d: no evaluation was better than that of step %d, "
@@ -145,6 +146,8 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
                 save()
                 if due and not stopping:    # who stops has little time, and comes back to this
                     state = replace(evaluated(), seconds=time.monotonic() - began)
+                    heart.beat("writing", done)
+                    comm.on_main(writer.settle)
                     save()
             if stopping:
                 heart.beat("finishing", done)

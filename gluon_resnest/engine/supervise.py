@@ -205,7 +205,7 @@ class Pulse:
     def __init__(self, limits, means, began):
         self._limits, self._means, self._began = limits, means, began
         self._changed = {}                                    # rank -> (beats, when they changed)
-        self._stepped = False
+        self._begun = False
 
     def stuck(self, beats, now):
         """Returns a sentence about the worker that stands still, or None.
@@ -213,16 +213,17 @@ class Pulse:
         Args:
           beats: from `heartbeat.beats`; now: seconds, by the clock of `began`.
         """
-        if not self._stepped and any(beat.phase == "step" for beat in beats.values()):
-            self._stepped = True
+        phases = {beat.phase for beat in beats.values()} - {"start"}
+        if not self._begun and "step" in phases:        # else with an evaluation that was due
             self._means["start"] = max(now - self._began, self._means.get("start", 0.0))
+        self._begun |= bool(phases)
         for beat in beats.values():
             self._means.update((phase, mean) for phase, mean in beat.means.items()
                                if phase != "start")           # which begins earlier for us
         for rank, beat in beats.items():
             if self._changed.get(rank, (0,))[0] != beat.beats:
                 self._changed[rank] = beat.beats, now
-        if not self._stepped:
+        if not self._begun:
             return self._judged("the job", "start", now - self._began)
         for rank in sorted(beats, key=lambda rank: beats[rank].beats):   # the last one first
             beat = beats[rank]

@@ -2,6 +2,8 @@
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
+from gluon_resnest.errors import UserError
+
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +41,14 @@ class Writer:
         """
         self.finish()
         self._writing = self._thread.submit(self._checkpoints.store, checkpoint)
+
+    def settle(self):
+        """Waits until all is on the disk, or could not be written, which is only logged: for where
+        the next checkpoint is of the same step."""
+        try:
+            self.finish()
+        except UserError as error:
+            _log.warning("%s; it is tried once more", error)
 
     def finish(self):
         """Waits until all is on the disk.
