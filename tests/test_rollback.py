@@ -16,7 +16,7 @@ from horovod_job import launch
 from mxnet import nd
 from test_loop import BATCH, EPOCH, SCHEDULE, SEED, STEPS, Toy, contents, lines
 
-from gluon_resnest.engine.checkpoint import Checkpoints
+from gluon_resnest.engine.checkpoint import Checkpoints, read
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.engine.ema import Average
 from gluon_resnest.engine.finite import NotFinite
@@ -25,6 +25,7 @@ from gluon_resnest.engine.optim import optimizer, set_multipliers
 from gluon_resnest.engine.report import RunLog
 from gluon_resnest.engine.rollback import ATTEMPTS, fit_past_faults
 from gluon_resnest.engine.update import Update
+from gluon_resnest.errors import UserError
 
 
 def update_of(task, comm):
@@ -112,6 +113,23 @@ def test_a_step_that_breaks_the_weights_is_undone(tmp_path):
     for at in (5, 7):
         task, update, _ = train(tmp_path / str(at), task=Exploding(Comm(), at))
         assert contents(task, update) == without(4, 8)
+
+
+def test_an_evaluation_that_was_not_saved_is_made_where_it_goes_on(tmp_path, monkeypatch):
+    """The save after the evaluation of step 8 fails, and the next step is poisoned."""
+    store = Checkpoints.store
+
+    def failing(self, checkpoint):
+        if checkpoint.state.step == 8 and not checkpoint.state.unevaluated:
+            raise UserError("no space left")
+        return store(self, checkpoint)
+    monkeypatch.setattr(Checkpoints, "store", failing)
+    _, _, checkpoints = train(tmp_path, task=Toy(Comm(), poison=(8, 0)))
+    assert checkpoints.steps() == [4, 9, 12]
+    scores = {line["step"]: line["metrics"] for line in lines(tmp_path)
+              if line["kind"] == "evaluation"}
+    assert list(scores) == [4, 8, 9, 12] and scores[9] == scores[8]
+    assert read(checkpoints.path(9)).state.metrics == scores[8]
 
 
 def test_broken_weights_are_never_saved(tmp_path):

@@ -47,8 +47,7 @@ def fit_past_faults(task, update, lr_at, *, comm, log, checkpoints, start, on_na
             _log.warning("%s; going back to step %d and on from %d, without the steps between",
                          fault, good, fault.step)
             log.rollback(fault.step, good, str(fault))
-            start = replace(checkpoints.restore(task.net, update, comm), step=fault.step,
-                            unevaluated=False)
+            start = replace(checkpoints.restore(task.net, update, comm), step=fault.step)
 
 
 def _newest_whole(checkpoints):
