@@ -145,8 +145,9 @@ def test_one_that_is_unevaluated_is_the_newest_until_it_is_evaluated(tmp_path):
     for step in (10, 20, 30):
         checkpoints.store(example(step, best_step=10))
     pending = example(40, best_step=10, unevaluated=True)
-    assert checkpoints.store(pending) == checkpoints.path(40) == tmp_path / "unevaluated-00000040"
+    assert checkpoints.store(pending) == tmp_path / "unevaluated-00000040"
     assert_same(checkpoints.latest(), pending)
+    assert checkpoints.path_of(pending) == tmp_path / "unevaluated-00000040"
     assert checkpoints.steps() == [10, 30]                      # it counts as one of the two
     assert_same(checkpoints.best(), example(10, best_step=10))
     assert checkpoints.store(example(40, best_step=40)) == checkpoints.path(40)
@@ -161,7 +162,7 @@ def test_without_any_other_the_unevaluated_one_is_restored(tmp_path):
     other = net_of()
     assert checkpoints.restore_best(other, Comm()) == state
     np.testing.assert_array_equal(other[0].weight.data().asnumpy(), net[0].weight.data().asnumpy())
-    (checkpoints.path(7) / "state.json").write_text("")
+    (checkpoints.path(7, unevaluated=True) / "state.json").write_text("")
     with pytest.raises(UserError, match="none of the 1 checkpoints in .* is whole"):
         checkpoints.latest()
 

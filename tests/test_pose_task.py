@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from horovod_job import launch
 from mxnet import nd
+from test_panoptic_task import Gathered, Part
 
 from gluon_resnest import cli, zoo
 from gluon_resnest.config import ClassificationRecipe, PoseRecipe
@@ -94,6 +95,28 @@ def evaluated(folder, comm):
         value = np.random.RandomState(number).uniform(0.01, 0.2, parameter.shape)
         parameter.set_data(nd.array(value))
     return task.evaluate()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_what_many_workers_found_is_merged_exactly(tmp_path, size):
+    """6 persons: the shares of 4 workers differ. One after the other they find, then gather."""
+    def found(workdir, comm):
+        task = make_task(comm=comm, workdir=str(workdir), eval_only=True)
+        dataset = task._val.dataset
+        joints = np.stack([dataset[index, np.random.default_rng(0)][1]
+                           for index in range(len(dataset))])
+        task.net = Knowing(joints, dataset, task)
+        return task.evaluate()
+
+    shares = []
+    for rank in range(size):
+        with pytest.raises(Gathered) as caught:
+            found(tmp_path / "together", Part(rank, size))
+        shares.append(caught.value.args[0])
+    assert len({len(share) for share in shares}) == (1 if size == 2 else 2)
+    assert found(tmp_path / "together", Part(0, size, shares)) == found(tmp_path / "1", Comm())
+    assert (tmp_path / "together/keypoints.json").read_bytes() == (
+        tmp_path / "1/keypoints.json").read_bytes()
 
 
 @pytest.mark.horovod

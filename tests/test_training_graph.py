@@ -140,7 +140,7 @@ def test_gradients_do_not_depend_on_oneDNNs_layouts(name, size, options):
                       if value.grad_req != "null" and key.endswith(("weight", "gamma", "beta"))})
     plain, fast = found
     # In the norm of all: a few values round to the other side of a ReLU's zero, 0.08 at most over
-    # ten seeds; graphs that were wrong came to 0.59 and more.
+    # ten seeds; graphs that were wrong came to 0.66 and more.
     error = sum(((fast[key] - plain[key]) ** 2).sum() for key in plain) ** 0.5
     assert error < 0.3 * sum((plain[key] ** 2).sum() for key in plain) ** 0.5
 

@@ -113,8 +113,7 @@ class Checkpoints:
           UserError: if the directory cannot be written or the disk is full; what was saved
             before is still there, and no part of this one.
         """
-        target = self._place(_UNEVALUATED if checkpoint.state.unevaluated else _STEP,
-                             checkpoint.state.step)
+        target = self.path(checkpoint.state.step, checkpoint.state.unevaluated)
         building = self.directory / (_UNFINISHED + target.name)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -132,10 +131,9 @@ class Checkpoints:
             self._prune(target, checkpoint.state)
         except OSError as error:
             raise UserError(
-                f"cannot save {self._place(_STEP, checkpoint.state.step).name} in "
-                f"{self.directory}: {error.strerror or error}; what was saved before is whole: "
-                "make room or give a writable --workdir, and run the same command again"
-            ) from error
+                f"cannot save {target.name} in {self.directory}: {error.strerror or error}; what "
+                "was saved before is whole: make room or give a writable --workdir, and run the "
+                "same command again") from error
         return target
 
     def latest(self):
@@ -173,29 +171,30 @@ class Checkpoints:
             return newest
         return self._read(self.path(newest.state.best_step))
 
-    def path(self, step):
-        """Returns where the checkpoint of a step lies."""
-        places = [self._place(kind, step) for kind in (_STEP, _UNEVALUATED)]
-        return next((place for place in places if place.exists()), places[0])
+    def path(self, step, unevaluated=False):
+        """Returns where the checkpoint of a step lies, or is to lie."""
+        return self.directory / f"{_UNEVALUATED if unevaluated else _STEP}-{step:08d}"
+
+    def path_of(self, found):
+        """Returns where a Checkpoint that was read lies."""
+        return self.path(found.state.step, found.state.unevaluated)
 
     def steps(self):
         """Returns the steps of the checkpoints that are there, ascending, whole or not; without
         one that is unevaluated."""
-        return [step for step, kind in self._names() if kind == _STEP]
+        return [step for step, unevaluated in self._found() if not unevaluated]
 
-    def _place(self, kind, step):
-        return self.directory / f"{kind}-{step:08d}"
-
-    def _names(self):
-        """Returns [(step, kind)] of what is there, oldest first: an evaluated one is newer."""
+    def _found(self):
+        """Returns [(step, unevaluated)] of what is there, oldest first: an evaluated one is newer
+        than another of its step."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = (_NAME.fullmatch(name) for name in os.listdir(self.directory))
-            return sorted(((int(name[2]), name[1]) for name in names if name),
-                          key=lambda found: (found[0], found[1] == _STEP))
+            return sorted(((int(name[2]), name[1] == _UNEVALUATED) for name in names if name),
+                          key=lambda found: (found[0], not found[1]))
         return []
 
     def _paths(self):
-        return [self._place(kind, step) for step, kind in self._names()]
+        return [self.path(*found) for found in self._found()]
 
     def restore(self, net, update, comm):
         """Brings every worker's network and update to the newest whole checkpoint.
@@ -211,7 +210,7 @@ class Checkpoints:
         found = self._shared(self.latest, comm)
         if found is None:
             return State()
-        load(net, found.model, source=self.path(found.state.step))
+        load(net, found.model, source=self.path_of(found))
         update.restore(found.arrays, found.numbers)
         return found.state
 
@@ -227,7 +226,7 @@ class Checkpoints:
         found = self._shared(lambda: self.best() or self.latest(), comm)
         if found is None:
             return None
-        load(net, found.model, source=self.path(found.state.step))
+        load(net, found.model, source=self.path_of(found))
         return found.state
 
     def _shared(self, find, comm):
@@ -255,14 +254,14 @@ class Checkpoints:
             return None
 
     def _prune(self, newest, state):
-        for step, kind in self._names():        # of the same step there is a damaged one at most
-            path = self._place(kind, step)
-            if path != newest and (kind == _UNEVALUATED or step == state.step):
+        for step, unevaluated in self._found():     # another of this step is damaged, or was due
+            path = self.path(step, unevaluated)
+            if path != newest and (unevaluated or step == state.step):
                 self._remove(path)
-        older = [found for found in self._names() if found[0] <= state.step]
-        for step, kind in older[:-self._keep]:
+        older = [found for found in self._found() if found[0] <= state.step]
+        for step, unevaluated in older[:-self._keep]:
             if step != state.best_step:
-                self._remove(self._place(kind, step))
+                self._remove(self.path(step, unevaluated))
 
     def _remove(self, path):
         """Removes a checkpoint so that a kill in between leaves none that looks whole."""

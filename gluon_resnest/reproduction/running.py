@@ -121,7 +121,7 @@ def _best(trained, dry):
         if dry:
             return str(trained / CHECKPOINTS / "BEST" / MODEL)
         raise UserError(f"{trained} has no checkpoint to evaluate; train its row first")
-    return str(checkpoints.path(found.state.step) / MODEL)
+    return str(checkpoints.path_of(found) / MODEL)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def read_models(paths, last=None):
     paths = [Path(path) for path in paths]
     if len(paths) == 1 and is_training(paths[0]):
         checkpoints = checkpoint.Checkpoints(paths[0] / CHECKPOINTS)
-        models = [(checkpoints.path(found.state.step), found.model)
+        models = [(checkpoints.path_of(found), found.model)
                   for found in itertools.islice(checkpoints.whole(), last)][::-1]
     else:
         models = [(path, checkpoint.read(path).model if path.is_dir() else read_params(path))

@@ -168,4 +168,4 @@ def _best(directory):
     if found is None:
         raise UserError(f"{str(directory)!r} has no whole checkpoint yet; let the run reach the "
                         "end of an epoch")
-    return found, checkpoints.path(found.state.step)
+    return found, checkpoints.path_of(found)
