@@ -66,6 +66,14 @@ def test_training_graph_has_no_more_passes_than_the_floor(name):
         assert operators(training_symbol(net)) == floor(name, training=True)
 
 
+@pytest.mark.parametrize("name", ["senet50", "sknet50", "efficientnet_b0"])
+def test_other_gates_reach_the_pixels_in_the_same_way(name):
+    net = get_model(name)
+    training, inference = operators(training_symbol(net)), operators(net(mx.sym.var("data")))
+    assert training["dot"] == inference["broadcast_like"] == 16
+    assert "broadcast_like" not in training and "dot" not in inference
+
+
 @pytest.mark.parametrize("name", REPRESENTATIVE)
 def test_inference_graph_has_no_more_passes_than_the_floor(name):
     net = get_model(name)

@@ -9,6 +9,7 @@ from typing import Callable, Optional, Tuple
 from mxnet.gluon import nn
 
 from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.models.gated import Gated
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.models.resnest import (
     EXPANSION, Backbone, Bottleneck, chain, deep_stem, stage_plan)
@@ -43,7 +44,7 @@ class ResNetArchitecture:
     final_drop: float = 0.0
 
 
-class SqueezeExcitation(nn.HybridBlock):
+class SqueezeExcitation(Gated):
     """Weights each channel by what the means of all channels say (Hu et al. 2018).
 
     Input and output (N, C, H, W).
@@ -63,10 +64,10 @@ class SqueezeExcitation(nn.HybridBlock):
 
     def hybrid_forward(self, F, x):
         pooled = F.contrib.AdaptiveAvgPooling2D(x, output_size=1)
-        return x * F.broadcast_like(F.sigmoid(self.fc2(self.act(self.fc1(pooled)))), x)
+        return self.weighted(F, x, F.sigmoid(self.fc2(self.act(self.fc1(pooled)))))
 
 
-class SelectiveKernel(nn.HybridBlock):
+class SelectiveKernel(Gated):
     """Chooses between 3x3 and 5x5 for each channel by what both see (Li et al. 2019).
 
     Input (N, C_in, H, W), output (N, C, H', W'). The 5x5 is a 3x3 of twice the dilation; M = 2,
@@ -95,8 +96,7 @@ class SelectiveKernel(nn.HybridBlock):
         logits = self.fc2(self.relu1(self.bn1(self.fc1(pooled))))            # (N, 2*C, 1, 1)
         first, second = F.split(logits, num_outputs=2, axis=1)               # (N, C, 1, 1) each
         # A softmax over two is a sigmoid of their difference, and its second gate is the rest.
-        gate = F.broadcast_like(F.sigmoid(first - second), wide)
-        return wide + (narrow - wide) * gate
+        return wide + self.weighted(F, narrow - wide, F.sigmoid(first - second))
 
 
 class BasicBlock(nn.HybridBlock):

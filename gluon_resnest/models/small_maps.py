@@ -1,9 +1,12 @@
-"""Convolutions over maps of a few pixels as matrix products, in graphs of training on a CPU.
+"""Convolutions over maps of a few pixels in cheaper forms, in graphs of training on a CPU.
 
 On a map of 2 x 2 pixels a 3x3 convolution reads 16 of its 36 taps, and oneDNN's kernels, which are
 made for rows of pixels, reach half their speed there. As a product with a matrix of those 16 taps
 it takes a third of the time (docs/decisions/0143-small-maps.md). Networks for 32 pixels spend a
 fifth of a step on such maps.
+
+Depthwise convolutions stay, without the taps that meet no pixel: where the kernel is larger than
+the map oneDNN has none made for them (docs/decisions/0148-depthwise-on-small-maps.md).
 """
 import ast
 import json
@@ -19,7 +22,7 @@ _LEAST_BATCH_ON_ONE_PIXEL = 8
 
 
 def fit_small_maps(symbol, shapes):
-    """Replaces convolutions over small maps by products of matrices.
+    """Replaces convolutions over small maps by products of matrices or smaller convolutions.
 
     Args:
       symbol: float32 graph, all of whose parameters have shapes that follow from the inputs'.
@@ -42,7 +45,7 @@ def fit_small_maps(symbol, shapes):
         larger = {}
     if all(larger.get(number) == maps[number] for number in fitting):
         return None                             # pooled maps, of one pixel at every size
-    return splice.symbol({number: maps[number].product(len(splice.nodes[number]["inputs"]) == 3)
+    return splice.symbol({number: maps[number].form(len(splice.nodes[number]["inputs"]) == 3)
                           for number in fitting})
 
 
@@ -60,27 +63,58 @@ class _Around(NamedTuple):
     groups: int
 
     def pays(self):
-        """Returns whether the product is faster: the map is one pixel, or has at most half as many
+        """Returns whether `form` is faster: of a depthwise convolution, whether its kernel is
+        larger than the map; of others, whether the map is one pixel, or has at most half as many
         pixels as the kernel has taps, and the batch is worth the making of a matrix."""
+        if self.groups > _MOST_GROUPS:
+            larger = any(side < taps for side, taps in zip(self.before, self.kernel))
+            meets = all(pad < taps for pad, taps in zip(self.pad, self.kernel))     # a pixel
+            return larger and meets and self.groups == self.channels == self.filters
         pixels, taps = self.before[0] * self.before[1], self.kernel[0] * self.kernel[1]
-        if self.groups > _MOST_GROUPS or pixels > 1 and 2 * pixels > taps:
+        if pixels > 1 and 2 * pixels > taps:
             return False
         return self.batch >= (_LEAST_BATCH_ON_ONE_PIXEL if pixels == 1 else _LEAST_BATCH)
 
-    def product(self, biased):
-        """Returns the convolution of the variables x, weight and maybe bias as products."""
+    def form(self, biased):
+        """Returns the convolution of the variables x, weight and maybe bias in its cheap form."""
+        x, weight, *bias = map(mx.sym.var, ("x", "weight", "bias")[:3 if biased else 2])
+        form = self._cropped if self.groups > _MOST_GROUPS else self._product
+        return form(x, weight, bias)
+
+    def _cropped(self, x, weight, bias):
+        """Returns the convolution with the taps that meet a pixel.
+
+        Where these are more than the map's pixels the zeros around it become pixels: oneDNN's
+        backward pass for depthwise kernels refuses kernels that are larger than the map.
+        """
+        F, kernel, around = mx.sym, [], []
+        for axis, windows in enumerate(self.behind):
+            before, stride, pad = self.before[axis], self.stride[axis], self.pad[axis]
+            reach = (windows - 1) * stride                  # from the first window to the last
+            first, end = max(0, pad - reach), min(self.kernel[axis], before + pad)
+            weight = F.slice_axis(weight, axis=2 + axis, begin=first, end=end)
+            kernel.append(end - first)
+            around.append((pad - first, max(0, reach - pad + end - before)))
+        pad = tuple(above for above, _ in around)
+        if (any(side < taps for side, taps in zip(self.before, kernel))
+                or any(above < below for above, below in around)):
+            x = F.pad(x, mode="constant", pad_width=(0, 0, 0, 0, *around[0], *around[1]))
+            pad = (0, 0)
+        return F.Convolution(x, weight, *bias, kernel=tuple(kernel), stride=self.stride, pad=pad,
+                             num_filter=self.filters, num_group=self.groups, no_bias=not bias)
+
+    def _product(self, x, weight, bias):
         F, places = mx.sym, self.behind[0] * self.behind[1]
-        x, weight, bias = map(F.var, ("x", "weight", "bias"))
         matrices = [self._matrix(part) for part in _parts(weight, 0, self.filters, self.groups)]
-        if biased and self.groups == places == 1:
-            return F.reshape(F.FullyConnected(x, matrices[0], bias, num_hidden=self.filters),
+        if bias and self.groups == places == 1:
+            return F.reshape(F.FullyConnected(x, matrices[0], *bias, num_hidden=self.filters),
                              shape=(-1, self.filters, 1, 1))
         products = [F.FullyConnected(part, matrix, no_bias=True,
                                      num_hidden=self.filters // self.groups * places)
                     for part, matrix in zip(_parts(x, 1, self.channels, self.groups), matrices)]
         whole = F.concat(*products, dim=1) if self.groups > 1 else products[0]
         whole = F.reshape(whole, shape=(-1, self.filters, *self.behind))
-        return F.broadcast_add(whole, F.reshape(bias, (1, -1, 1, 1))) if biased else whole
+        return F.broadcast_add(whole, F.reshape(*bias, (1, -1, 1, 1))) if bias else whole
 
     def _matrix(self, weight):
         """Returns (filters * places behind, channels * pixels before) of a group's weights."""

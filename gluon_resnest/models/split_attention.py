@@ -2,9 +2,10 @@
 from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError
+from gluon_resnest.models.gated import Gated
 
 
-class SplitAttention(nn.HybridBlock):
+class SplitAttention(Gated):
     """Convolves into `radix` splits and adds them up, each weighted per channel by what all see.
 
     Input (N, C_in, H, W), output (N, C, H', W'). Letters as in the paper: radix r splits in each
@@ -28,7 +29,6 @@ class SplitAttention(nn.HybridBlock):
                  dilation=1, conv=nn.Conv2D):
         super().__init__()
         self._radix, self._cardinality = radix, cardinality
-        self.trains = False     # set while the graph of training is traced, see training_graph
         hidden = max(in_channels * radix // 4, 32)
         if in_channels % (radix * cardinality) or channels % cardinality or hidden % cardinality:
             raise UserError(
@@ -48,7 +48,7 @@ class SplitAttention(nn.HybridBlock):
         r = self._radix
         x = self.relu(self.bn(self.conv(x)))                          # (N, r*c, H, W), radix-major
         if r == 1:
-            return self._weighted(F, x, F.sigmoid(self._logits(F, x)))
+            return self.weighted(F, x, F.sigmoid(self._logits(F, x)))
         splits = F.split(x, num_outputs=r, axis=1)                    # r times (N, c, H, W)
         logits = self._logits(F, F.add_n(*splits))                    # (N, r*c, 1, 1), radix-major
         gates = F.softmax(F.reshape(logits, shape=(0, r, -1, 1, 1)), axis=1)  # over splits, eq. 2
@@ -56,7 +56,7 @@ class SplitAttention(nn.HybridBlock):
         # The gates sum to one, so the last split needs none: cheaper by one product, which is the
         # dearest step of the backward pass (docs/performance.md).
         last = splits[r - 1]
-        return F.add_n(last, *[self._weighted(F, splits[i] - last, gates[i])
+        return F.add_n(last, *[self.weighted(F, splits[i] - last, gates[i])
                                for i in range(r - 1)])
 
     def _logits(self, F, total):
@@ -67,12 +67,3 @@ class SplitAttention(nn.HybridBlock):
             return logits
         logits = F.reshape(logits, shape=(0, self._cardinality, self._radix, -1))
         return F.reshape(F.swapaxes(logits, dim1=1, dim2=2), shape=(0, -1, 1, 1))
-
-    def _weighted(self, F, x, gate):
-        """Multiplies (N, c, H, W) by (N, c, 1, 1); faster in training than `broadcast_mul`."""
-        if not self.trains:
-            return x * F.broadcast_like(gate, x)
-        # Copied to all pixels by a product with ones, whose backward pass is a product too.
-        flat = F.reshape(x, shape=(-3, -3))                           # (N*c, H*W)
-        ones = F.ones_like(F.BlockGrad(F.slice_axis(flat, axis=0, begin=0, end=1)))
-        return F.reshape_like(flat * F.dot(F.reshape(gate, shape=(-1, 1)), ones), x)

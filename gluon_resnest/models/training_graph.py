@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import nd
 
-from gluon_resnest.models.split_attention import SplitAttention
+from gluon_resnest.models.gated import Gated
 
 
 def wants_training_form(args):
@@ -26,7 +26,7 @@ def wants_training_form(args):
 def training_form(net):
     """Traces `net` with gates that have a cheap backward pass while the context lasts."""
     blocks = []
-    net.apply(lambda block: blocks.append(block) if isinstance(block, SplitAttention) else None)
+    net.apply(lambda block: blocks.append(block) if isinstance(block, Gated) else None)
     for block in blocks:
         block.trains = True
     try:
