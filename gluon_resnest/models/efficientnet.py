@@ -57,10 +57,10 @@ def scaled(channels, factor):
 
 
 class Swish(nn.HybridBlock):
-    """x times sigmoid(x); `nn.Swish` multiplies once more, by one."""
+    """x times sigmoid(x); `nn.Swish` multiplies once more, by one, and has no oneDNN kernel."""
 
     def hybrid_forward(self, F, x):
-        return x * F.sigmoid(x)
+        return x * F.Activation(x, act_type="sigmoid")
 
 
 class InvertedBottleneck(nn.HybridBlock):
