@@ -225,7 +225,8 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     Args:
       stop_epoch: end after this epoch, with the schedule of the whole run; None trains to the end.
     """
-    from gluon_resnest.engine.checkpoint import Checkpoints, State
+    from gluon_resnest.engine.checkpoint import State
+    from gluon_resnest.engine.checkpoints import Checkpoints
     from gluon_resnest.engine.report import RunLog, draw_curves
     from gluon_resnest.engine.rollback import fit_past_faults
     if not run.workdir:
@@ -300,7 +301,7 @@ def evaluate(recipe, run, task, comm):
 
     Writes result.json, or evaluation.json beside the result of a training run.
     """
-    from gluon_resnest.engine.checkpoint import Checkpoints
+    from gluon_resnest.engine.checkpoints import Checkpoints
     workdir = Path(run.workdir) if run.workdir else None
     trained = comm.on_main(lambda: is_training(workdir))
     judges_file = getattr(run, "results", None)         # of a task that can; no network runs

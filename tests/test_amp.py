@@ -20,7 +20,8 @@ from mxnet import nd
 from gluon_resnest import cli
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.engine import amp
-from gluon_resnest.engine.checkpoint import Checkpoints, State, snapshot
+from gluon_resnest.engine.checkpoint import State, snapshot
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy

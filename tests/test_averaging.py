@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mxnet import gluon, nd
 
-from gluon_resnest.engine.checkpoint import Checkpoints, State
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update

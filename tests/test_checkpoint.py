@@ -14,7 +14,8 @@ import pytest
 from mxnet import gluon, nd
 
 from gluon_resnest.engine import checkpoint as module
-from gluon_resnest.engine.checkpoint import Checkpoint, Checkpoints, State, load, read, snapshot
+from gluon_resnest.engine.checkpoint import Checkpoint, State, load, read, snapshot
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update

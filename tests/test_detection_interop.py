@@ -13,7 +13,8 @@ import pytest
 from mxnet import nd
 from test_detection_task import RECIPE, set_parameters
 
-from gluon_resnest.engine.checkpoint import Checkpoints, State
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update

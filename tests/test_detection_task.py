@@ -20,7 +20,8 @@ from gluon_resnest.config import ClassificationRecipe, DetectionRecipe
 from gluon_resnest.data.instances import ground_truth
 from gluon_resnest.data.lvis import exhaustive
 from gluon_resnest.data.shapes import ShapeInstances
-from gluon_resnest.engine.checkpoint import Checkpoints, State
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update

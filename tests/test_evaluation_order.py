@@ -7,7 +7,7 @@ import pytest
 from test_loop import EPOCH, STEPS, Toy, contents, lines, train
 
 from gluon_resnest.engine import loop
-from gluon_resnest.engine.checkpoint import Checkpoints
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.engine.stopping import Stopped
 from gluon_resnest.errors import UserError

@@ -18,7 +18,8 @@ import pytest
 from horovod_job import launch
 from mxnet import gluon, nd
 
-from gluon_resnest.engine.checkpoint import Checkpoints, State, snapshot
+from gluon_resnest.engine.checkpoint import State, snapshot
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.engine.finite import GradientsNotFinite, NotFinite
 from gluon_resnest.engine.loop import STEPS_AHEAD, Summary, Window, device_seed, fit

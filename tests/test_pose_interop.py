@@ -13,7 +13,8 @@ from mxnet import nd
 from gluon_resnest import zoo
 from gluon_resnest.config import PoseRecipe
 from gluon_resnest.data.keypoints import JOINTS
-from gluon_resnest.engine.checkpoint import Checkpoints, State
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update

@@ -20,7 +20,8 @@ from gluon_resnest.config import ClassificationRecipe, PoseRecipe
 from gluon_resnest.data.keypoints import PARTNERS, SyntheticPersons
 from gluon_resnest.data.loader import Batch
 from gluon_resnest.data.pose_transforms import PersonCrop
-from gluon_resnest.engine.checkpoint import Checkpoints, State
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update

@@ -20,7 +20,8 @@ from horovod_job import launch
 from gluon_resnest import cli
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data.recordio import RecordWriter
-from gluon_resnest.engine.checkpoint import Checkpoints, read
+from gluon_resnest.engine.checkpoint import read
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.tasks.classification import Classification
 

@@ -16,7 +16,8 @@ from horovod_job import launch
 from mxnet import nd
 from test_loop import BATCH, EPOCH, SCHEDULE, SEED, STEPS, Toy, contents, lines
 
-from gluon_resnest.engine.checkpoint import Checkpoints, read
+from gluon_resnest.engine.checkpoint import read
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.engine.ema import Average
 from gluon_resnest.engine.finite import NotFinite

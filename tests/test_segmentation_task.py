@@ -17,7 +17,8 @@ from PIL import Image
 
 from gluon_resnest import cli
 from gluon_resnest.config import ClassificationRecipe, SegmentationRecipe
-from gluon_resnest.engine.checkpoint import Checkpoints, State
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import connect
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update

@@ -9,7 +9,8 @@ from mxnet import nd
 
 from gluon_resnest import zoo
 from gluon_resnest.config import ClassificationRecipe, PoseRecipe
-from gluon_resnest.engine.checkpoint import Checkpoints, State
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.weights import save_parameters
 from gluon_resnest.models.resnest import initialize

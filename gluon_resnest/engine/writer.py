@@ -13,7 +13,7 @@ class Writer:
     Leaving its context waits for the one being written.
 
     Args:
-      checkpoints: the `checkpoint.Checkpoints` of the run.
+      checkpoints: the `checkpoints.Checkpoints` of the run.
     """
 
     def __init__(self, checkpoints):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from gluon_resnest.engine.checkpoint import MODEL, Checkpoints
+from gluon_resnest.engine.checkpoint import MODEL
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.report import RESULT
 from gluon_resnest.errors import UserError
 from gluon_resnest.reproduction.page import command

@@ -7,6 +7,7 @@ import numpy as np
 
 from gluon_resnest import params_file
 from gluon_resnest.engine import checkpoint
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.errors import UserError
 from gluon_resnest.files import write_whole
 from gluon_resnest.interop.weights import read_params
@@ -57,7 +58,7 @@ def read_models(paths, last=None):
     """
     paths = [Path(path) for path in paths]
     if len(paths) == 1 and is_training(paths[0]):
-        checkpoints = checkpoint.Checkpoints(paths[0] / CHECKPOINTS)
+        checkpoints = Checkpoints(paths[0] / CHECKPOINTS)
         models = [(checkpoints.path_of(found), found.model)
                   for found in itertools.islice(checkpoints.whole(), last)][::-1]
     else:

@@ -8,6 +8,7 @@ from gluon_resnest.config import (
     ClassificationRecipe, DetectionRecipe, PanopticRecipe, PoseRecipe, SegmentationRecipe)
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.engine import checkpoint
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.deployed import Card
 from gluon_resnest.models.resnest import initialize
@@ -163,7 +164,7 @@ def _filled(net, directory, ctx):
 
 def _best(directory):
     """Returns the best Checkpoint of a run directory, else the newest, and its path."""
-    checkpoints = checkpoint.Checkpoints(Path(directory) / CHECKPOINTS)
+    checkpoints = Checkpoints(Path(directory) / CHECKPOINTS)
     found = checkpoints.best() or checkpoints.latest()
     if found is None:
         raise UserError(f"{str(directory)!r} has no whole checkpoint yet; let the run reach the "
