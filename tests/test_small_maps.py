@@ -59,7 +59,8 @@ DEPTHWISE = [((1, 1), (5, 5), 1, 2, (1, 1), (0, 0)), ((1, 1), (3, 3), 2, 1, (1, 
              ((2, 2), (3, 3), 1, 1, (3, 3), None), ((3, 2), (3, 3), 1, 1, (3, 3), None),
              ((1, 4), (3, 3), 2, 1, (1, 3), (0, 1)),
              ((7, 2), (5, 3), (3, 2), (0, 1), (5, 2), (0, 0)),
-             ((4, 3), (5, 5), 1, 2, (5, 5), None), ((1, 3), (1, 4), 1, (0, 3), (1, 4), None),
+             ((4, 3), (5, 3), 1, (2, 1), (5, 3), None), ((1, 3), (5, 4), 1, (2, 3), (1, 4), (0, 3)),
+             ((3, 2), (5, 5), 1, 2, (5, 3), None), ((2, 3), (5, 5), 1, 2, (3, 5), (1, 2)),
              ((1, 2), (1, 7), 1, (0, 3), (1, 3), None)]
 
 
@@ -88,8 +89,8 @@ def test_a_depthwise_convolution_keeps_the_taps_that_meet_a_pixel(size, kernel, 
 
 @pytest.mark.parametrize("size, kernel, options", [
     ((5, 1), (3, 3), {"padding": 1}), ((2, 2), (1, 1), {}), ((3, 3), (3, 3), {"padding": 1}),
-    ((3, 3), (3, 3), {"padding": 1, "groups": 8}), ((2, 2), (3, 3), {"padding": 2, "dilation": 2}),
-    ((2, 1), (1, 2), {"padding": 2, "groups": 8})])
+    ((3, 3), (3, 3), {"padding": 1, "groups": 8}), ((4, 3), (5, 5), {"padding": 2, "groups": 8}),
+    ((2, 2), (3, 3), {"padding": 2, "dilation": 2}), ((2, 1), (1, 2), {"padding": 2, "groups": 8})])
 def test_other_convolutions_stay(size, kernel, options):
     symbol = nn.Conv2D(8, kernel, in_channels=8, **options)(mx.sym.var("data"))
     assert fit_small_maps(symbol, {"data": (32, 8, *size)}) is None

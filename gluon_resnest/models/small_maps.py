@@ -19,6 +19,7 @@ from gluon_resnest.models.splice import Splice
 _MOST_GROUPS = 4        # of a convolution; each is a product of its own
 _LEAST_BATCH = 32       # making a matrix of a kernel costs the same for any batch
 _LEAST_BATCH_ON_ONE_PIXEL = 8
+_WIDEST = 3             # of the kernels that oneDNN's backward pass for depthwise ones is made for
 
 
 def fit_small_maps(symbol, shapes):
@@ -63,13 +64,15 @@ class _Around(NamedTuple):
     groups: int
 
     def pays(self):
-        """Returns whether `form` is faster: of a depthwise convolution, whether its kernel is
-        larger than the map; of others, whether the map is one pixel, or has at most half as many
-        pixels as the kernel has taps, and the batch is worth the making of a matrix."""
+        """Returns whether `form` is faster: of a depthwise convolution, whether taps meet no pixel
+        or zeros have to become pixels; of others, whether the map is one pixel, or has at most
+        half as many pixels as the kernel has taps, and the batch is worth the making of a matrix.
+        """
         if self.groups > _MOST_GROUPS:
-            larger = any(side < taps for side, taps in zip(self.before, self.kernel))
-            meets = all(pad < taps for pad, taps in zip(self.pad, self.kernel))     # a pixel
-            return larger and meets and self.groups == self.channels == self.filters
+            met = [range(taps) for taps in self.kernel]
+            return (self.groups == self.channels == self.filters
+                    and all(pad < taps for pad, taps in zip(self.pad, self.kernel))
+                    and (self._taps_met() != met or self._is_refused(self.kernel)))
         pixels, taps = self.before[0] * self.before[1], self.kernel[0] * self.kernel[1]
         if pixels > 1 and 2 * pixels > taps:
             return False
@@ -81,23 +84,27 @@ class _Around(NamedTuple):
         form = self._cropped if self.groups > _MOST_GROUPS else self._product
         return form(x, weight, bias)
 
-    def _cropped(self, x, weight, bias):
-        """Returns the convolution with the taps that meet a pixel.
+    def _taps_met(self):
+        """Returns the taps that meet a pixel at some place, a range for each axis."""
+        return [range(max(0, pad - (windows - 1) * stride), min(taps, before + pad))
+                for windows, stride, pad, taps, before in zip(
+                    self.behind, self.stride, self.pad, self.kernel, self.before)]
 
-        Where these are more than the map's pixels the zeros around it become pixels: oneDNN's
-        backward pass for depthwise kernels refuses kernels that are larger than the map.
-        """
+    def _is_refused(self, kernel):
+        """Returns whether oneDNN takes such a depthwise kernel, but for a larger map only."""
+        return kernel[1] <= _WIDEST and any(
+            side < taps for side, taps in zip(self.before, kernel))
+
+    def _cropped(self, x, weight, bias):
+        """Returns the convolution with the taps that meet a pixel, maybe with zeros as pixels."""
         F, kernel, around = mx.sym, [], []
-        for axis, windows in enumerate(self.behind):
-            before, stride, pad = self.before[axis], self.stride[axis], self.pad[axis]
-            reach = (windows - 1) * stride                  # from the first window to the last
-            first, end = max(0, pad - reach), min(self.kernel[axis], before + pad)
-            weight = F.slice_axis(weight, axis=2 + axis, begin=first, end=end)
-            kernel.append(end - first)
-            around.append((pad - first, max(0, reach - pad + end - before)))
+        for axis, met in enumerate(self._taps_met()):
+            weight = F.slice_axis(weight, axis=2 + axis, begin=met.start, end=met.stop)
+            kernel.append(len(met))
+            last = (self.behind[axis] - 1) * self.stride[axis] - self.pad[axis]     # window
+            around.append((self.pad[axis] - met.start, max(0, last + met.stop - self.before[axis])))
         pad = tuple(above for above, _ in around)
-        if (any(side < taps for side, taps in zip(self.before, kernel))
-                or any(above < below for above, below in around)):
+        if self._is_refused(kernel) or any(above < below for above, below in around):
             x = F.pad(x, mode="constant", pad_width=(0, 0, 0, 0, *around[0], *around[1]))
             pad = (0, 0)
         return F.Convolution(x, weight, *bias, kernel=tuple(kernel), stride=self.stride, pad=pad,
