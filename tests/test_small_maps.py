@@ -28,6 +28,20 @@ def computed(symbol, arrays):
     return [output.asnumpy(), *(executor.grad_dict[name].asnumpy() for name in sorted(arrays))]
 
 
+def fitted_equal(layer, shape):
+    """Returns the fitted graph of a layer, whose values and gradients equal those of its own."""
+    symbol = layer(mx.sym.var("data"))
+    rng = np.random.RandomState(0)
+    arrays = {"data": nd.array(rng.standard_normal(shape))}
+    for name, param in layer.collect_params().items():
+        arrays[name] = nd.array(rng.standard_normal(param.shape))
+    fitted = fit_small_maps(symbol, {"data": shape})
+    assert sorted(fitted.list_inputs()) == sorted(symbol.list_inputs())
+    for found, expected in zip(computed(fitted, arrays), computed(symbol, arrays)):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
+    return fitted
+
+
 # (height, width), kernel, stride, pad, groups
 CASES = [((1, 1), (1, 1), 1, 0, 1), ((1, 1), (1, 1), 1, 0, 2), ((1, 1), (3, 3), 1, 1, 1),
          ((2, 2), (3, 3), 1, 1, 1), ((2, 2), (3, 3), 1, 1, 2), ((2, 1), (3, 3), 1, 1, 1),
@@ -41,16 +55,7 @@ CASES = [((1, 1), (1, 1), 1, 0, 1), ((1, 1), (1, 1), 1, 0, 2), ((1, 1), (3, 3), 
 def test_products_compute_the_convolution(size, kernel, stride, pad, groups, bias):
     layer = nn.Conv2D(12, kernel, stride, pad, groups=groups, in_channels=8, use_bias=bias,
                       prefix="layer_")
-    symbol = layer(mx.sym.var("data"))
-    rng = np.random.RandomState(0)
-    arrays = {"data": nd.array(rng.standard_normal((32, 8, *size)))}
-    for name, param in layer.collect_params().items():
-        arrays[name] = nd.array(rng.standard_normal(param.shape))
-    fitted = fit_small_maps(symbol, {"data": arrays["data"].shape})
-    assert "Convolution" not in operators(fitted)
-    assert sorted(fitted.list_inputs()) == sorted(symbol.list_inputs())
-    for found, expected in zip(computed(fitted, arrays), computed(symbol, arrays)):
-        np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
+    assert "Convolution" not in operators(fitted_equal(layer, (32, 8, *size)))
 
 
 # (height, width), kernel, stride, pad, the taps that are left, the padding of their convolution
@@ -71,20 +76,12 @@ def test_a_depthwise_convolution_keeps_the_taps_that_meet_a_pixel(size, kernel, 
     """`around`: None where the zeros become pixels."""
     layer = nn.Conv2D(6, kernel, stride, pad, groups=6, in_channels=6, use_bias=bias,
                       prefix="layer_")
-    symbol = layer(mx.sym.var("data"))
-    rng = np.random.RandomState(0)
-    arrays = {"data": nd.array(rng.standard_normal((2, 6, *size)))}
-    for name, param in layer.collect_params().items():
-        arrays[name] = nd.array(rng.standard_normal(param.shape))
-    fitted = fit_small_maps(symbol, {"data": arrays["data"].shape})
-    assert sorted(fitted.list_inputs()) == sorted(symbol.list_inputs())
+    fitted = fitted_equal(layer, (2, 6, *size))
     nodes = json.loads(fitted.tojson())["nodes"]
     conv, = (node["attrs"] for node in nodes if node["op"] == "Convolution")
     assert conv["kernel"] == str(taps)
     assert conv["pad"] == str(around or (0, 0))
     assert operators(fitted)["Pad"] == (around is None)
-    for found, expected in zip(computed(fitted, arrays), computed(symbol, arrays)):
-        np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
 
 
 @pytest.mark.parametrize("size, kernel, options", [
