@@ -1,8 +1,10 @@
 """Installs gluon_resnest; the recipes come along as the package `gluon_resnest.recipes`."""
 import re
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "gluon_resnest/__init__.py").read_text(),
@@ -30,6 +32,19 @@ EXTRAS = {
             "scikit-learn", "tensorboard"],
 }
 
+
+class BuildWithCommit(build_py):
+    """Writes down the commit: what is installed has no checkout to ask."""
+
+    def run(self):
+        """Builds."""
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            provenance = run_path(str(ROOT / "gluon_resnest/provenance.py"))
+            target = Path(self.build_lib) / "gluon_resnest" / provenance["COMMIT"]
+            target.write_text(provenance["commit"]() + "\n")
+
+
 setup(
     name="gluon-resnest",
     version=VERSION,
@@ -42,6 +57,7 @@ setup(
     package_dir={"gluon_resnest.recipes": "recipes"},
     package_data={"gluon_resnest": ["**/*.json", "**/*.csv", "**/*.txt"]},
     python_requires=">=3.8,<3.12",
+    cmdclass={"build_py": BuildWithCommit},
     install_requires=["numpy>=1.17,<1.24", "Pillow>=9.5", "opencv-python-headless>=4.5",
                       "matplotlib>=3.5", "tqdm>=4.60", "filelock>=3.10"],
     extras_require=EXTRAS,

@@ -17,7 +17,8 @@ from pathlib import Path
 from gluon_resnest.config import override
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 from gluon_resnest.files import write_whole
-from gluon_resnest.run_directory import CHECKPOINTS, CLASS_NAMES, claim, is_training, read_recipe
+from gluon_resnest.run_directory import (
+    CHECKPOINTS, CLASS_NAMES, claim, is_training, note_circumstances, read_recipe)
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _DATA = dict(default="real", choices=("real", "synthetic"),
              help="synthetic: generated images, to measure speed or try the wiring")
 # Flags whose names end so say where a run's data and first weights are; config.json records them.
 _PATHS = ("train", "val", "weights", "_annotations", "_images", "_panoptic", "detections", "root",
-          "synthetic_steps")
+          "results", "synthetic_steps")
 
 # Set where the user has not: name -> (value, reason).
 ENGINE_ENVIRONMENT = {
@@ -241,6 +242,8 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
                  if task.class_names else None)
     start = checkpoints.restore(task.net, task.update, comm) if run.resume == "auto" else State()
     steps = recipe.steps(task.steps_per_epoch)
+    if start.step < steps or start.unevaluated:
+        comm.on_main(lambda: _note(workdir, start.step, run, comm))
     callbacks = []
     comm.on_main(lambda: callbacks.extend(_callbacks(recipe, run)))
     comm.warm_up()
@@ -259,7 +262,7 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     if not comm.is_main:
         return None
     result = _report(workdir / "result.json", recipe, task, metrics, summary.seconds,
-                     summary.images_per_second)
+                     summary.images_per_second, keep=not summary.images_per_second)
     try:
         draw_curves(workdir)
     except UserError as error:          # the run is done
@@ -352,19 +355,41 @@ def _smoke(recipe, run, task_class, comm):
 
 
 def _claim(workdir, recipe, run):
-    claim(workdir, recipe, model=run.model, resume=run.resume,
-          data={name: value for name, value in vars(run).items()
-                if name == "data" or name.endswith(_PATHS)})
+    claim(workdir, recipe, model=run.model, resume=run.resume, data=_data_of(run))
 
 
-def _report(path, recipe, task, metrics, seconds, images_per_second, *, with_recipe=False):
-    """Prints and writes a result; returns it."""
-    from gluon_resnest.engine.report import write_result
-    result = write_result(path, measured=metrics, expected=recipe.expected,
-                          tolerance=recipe.tolerance, seconds=seconds,
-                          images_per_second=images_per_second, main_metric=task.main_metric,
-                          parameters=_learnable(task.params),
-                          **({"recipe": recipe.to_json()} if with_recipe else {}))
+def _data_of(run):
+    """Returns {flag: value}: where a run's data and first weights are."""
+    return {name: value for name, value in vars(run).items()
+            if name == "data" or name.endswith(_PATHS)}
+
+
+def _note(workdir, step, run, comm):
+    """Notes what the numbers depend on from here; warns if it is not what it was."""
+    changed = note_circumstances(workdir, step, {
+        "workers": comm.size, "threads": os.environ["OMP_NUM_THREADS"], "device": run.device,
+        "deterministic": run.deterministic, "on_nan": run.on_nan, "save_every": run.save_every,
+        "data": _data_of(run)})
+    if changed:
+        _log.warning("the run goes on otherwise than it came to step %d, so that its numbers may "
+                     "differ from an undisturbed run's: %s", step, "; ".join(changed))
+
+
+def _report(path, recipe, task, metrics, seconds, images_per_second, *, with_recipe=False,
+            keep=False):
+    """Prints and writes a result; returns it.
+
+    Args:
+      keep: leave a file that measured the same, whose commit and speed are those of the training.
+    """
+    from gluon_resnest.engine.report import read_result, write_result
+    result = read_result(path) if keep else None
+    if result is None or result["measured"] != metrics:
+        result = write_result(path, measured=metrics, expected=recipe.expected,
+                              tolerance=recipe.tolerance, seconds=seconds,
+                              images_per_second=images_per_second, main_metric=task.main_metric,
+                              parameters=_learnable(task.params),
+                              **({"recipe": recipe.to_json()} if with_recipe else {}))
     print(task.describe(metrics))
     if recipe.expected is not None:
         print(f"expected {recipe.expected:g}, tolerance {recipe.tolerance:g}: "

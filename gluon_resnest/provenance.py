@@ -3,15 +3,20 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+COMMIT = "COMMIT"       # file that setup.py writes beside this one, into what is installed
+
 
 def commit():
     """Returns the git commit of this package's checkout, with "+changes" if it has some.
 
-    Returns "unknown" outside of a checkout and where there is no git.
+    An installed package returns that of the checkout it was built from. Returns "unknown" where
+    nothing tells, or where there is no git.
     """
-    folder = Path(__file__).resolve().parents[1]
+    file = Path(__file__).resolve()
+    folder = file.parents[1]
     if not (folder / ".git").exists():
-        return "unknown"
+        built = file.with_name(COMMIT)
+        return built.read_text().strip() if built.is_file() else "unknown"
     try:
         git = ["git", "-C", str(folder)]
         name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True,

@@ -1,10 +1,13 @@
 """A run directory: the names of its files, what its config.json says, and whose it is."""
 import dataclasses
 import json
+import operator
 from pathlib import Path
 
+from gluon_resnest import processor
 from gluon_resnest.errors import UserError
 from gluon_resnest.files import write_whole
+from gluon_resnest.provenance import commit
 
 CONFIG, CLASS_NAMES, CHECKPOINTS = "config.json", "classes.txt", "checkpoints"
 
@@ -20,7 +23,8 @@ def is_training(directory):
 
 
 def read_config(directory):
-    """Returns what config.json says: "model", "kind" (the recipe's class), "recipe" and more.
+    """Returns what config.json says: "model", "kind" (the recipe's class), "recipe",
+    "circumstances" (see `note_circumstances`) and more.
 
     Raises:
       UserError: if it is no run directory, or the file is another program's.
@@ -33,6 +37,10 @@ def read_config(directory):
         for name in ("model", "kind"):
             if not isinstance(config[name], str):
                 raise TypeError(f"{name} is {config[name]!r}")
+        # Older versions noted the first commit only.
+        config["circumstances"] = [
+            {**note, "step": operator.index(note["step"])} for note in config.get(
+                "circumstances", [{"step": 0, "commit": config.get("commit", "unknown")}])]
         return config
     except OSError as error:
         raise UserError(f"{str(directory)!r} is no run directory, it has no readable {CONFIG} "
@@ -87,11 +95,9 @@ def claim(directory, recipe, *, model, data, resume):
     occupy(directory)
     path = directory / CONFIG
     if not path.exists() or not is_training(directory):
-        from gluon_resnest import __version__
-        from gluon_resnest.provenance import commit
         write_whole(path, json.dumps({
             "model": model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
-            "data": data, "version": __version__, "commit": commit()}, indent=1) + "\n")
+            "data": data, **_program()}, indent=1) + "\n")
         return
     # A field that was added since that run began had its default value there.
     before = {**{field.name: field.default for field in dataclasses.fields(recipe)},
@@ -106,3 +112,38 @@ def claim(directory, recipe, *, model, data, resume):
     if resume == "never":
         raise UserError(f"--workdir {directory} has checkpoints and --resume is never; use "
                         "--resume auto to continue, or give another directory")
+
+
+def note_circumstances(directory, step, circumstances):
+    """Notes in config.json what a run's numbers depend on beside its recipe, from a step on.
+
+    What was noted at later steps is forgotten, as these will be done again; what is as before is
+    not noted twice.
+
+    Args:
+      directory: of the run. step: updates done.
+      circumstances: {name: value}, "data" being {flag: value}; program and processor are added.
+
+    Returns:
+      What differs from the note before, as phrases; [] of a new run.
+    """
+    config = read_config(directory)
+    circumstances = {**_program(), "cpu": processor.name(), **circumstances}
+    notes = [note for note in config["circumstances"] if note["step"] < step]
+    before, now = _flat(notes[-1] if notes else {}), _flat(circumstances)
+    changed = [f"{name}: {before[name]!r} there, {value!r} now"
+               for name, value in now.items() if before.get(name, value) != value]
+    if changed or not notes:
+        notes.append({"step": step, **circumstances})
+        write_whole(Path(directory) / CONFIG,
+                    json.dumps({**config, "circumstances": notes}, indent=1) + "\n")
+    return changed
+
+
+def _flat(note):
+    return {**note, "data": None, **note.get("data", {})}
+
+
+def _program():
+    from gluon_resnest import __version__
+    return {"version": __version__, "commit": commit()}

@@ -3,6 +3,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gluon_resnest import cli
+from gluon_resnest import cli, run_directory
 from gluon_resnest.data.recordio import RecordWriter
 from gluon_resnest.engine import occupied
 from gluon_resnest.engine.comm import Comm
@@ -94,10 +95,18 @@ def test_a_run_trains_evaluates_and_leaves_a_whole_directory(capsys, tmp_path, r
 def test_a_finished_run_is_not_trained_again(capsys, tmp_path, rec):
     words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
     run(capsys, *words)
-    first = (tmp_path / "run/checkpoints/step-00000006/manifest.json").read_bytes()
+    files = [tmp_path / "run" / name for name in
+             ("checkpoints/step-00000006/manifest.json", "config.json", "result.json")]
+    first = [file.read_bytes() for file in files]
     code, out, _ = run(capsys, *words)
     assert code == 0 and "of 10)" in out
-    assert (tmp_path / "run/checkpoints/step-00000006/manifest.json").read_bytes() == first
+    assert [file.read_bytes() for file in files] == first
+
+    files[-1].write_text("{")                                       # one that is no result
+    code, _, err = run(capsys, *words)
+    assert code == 0, err
+    measured = json.loads(first[-1])["measured"]
+    assert json.loads(files[-1].read_text())["measured"] == measured
 
 
 def test_evaluation_of_a_parameter_file_equals_that_of_its_run(capsys, tmp_path, rec):
@@ -111,13 +120,35 @@ def test_evaluation_of_a_parameter_file_equals_that_of_its_run(capsys, tmp_path,
 
 
 def test_config_json_starts_the_same_run(capsys, tmp_path, rec):
-    run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run")
+    run(capsys, *TINY, "--seed", "3", "--rec-train", rec, "--rec-val", rec, "--workdir",
+        tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
-    kind = type(RECIPES["resnest50"])
-    again = kind.from_json(config["recipe"])
-    recipe, _ = cli.parse(RECIPES, Classification, TINY)
-    assert again == recipe
-    assert config["data"]["rec_train"] == str(rec) and "synthetic_steps" in config["data"]
+    (note,) = config["circumstances"]
+    assert note["commit"] == config["commit"] and note["step"] == 0 and note["workers"] == 1
+    words = [word for part in (config["recipe"], note["data"]) for name, value in part.items()
+             if not (part is note["data"] and value is None)
+             for word in ("--" + name.replace("_", "-"), "none" if value is None else value)]
+    code, _, err = run(capsys, "--model", config["model"], *words, "--device", note["device"],
+                       "--on-nan", note["on_nan"], "--workdir", tmp_path / "again")
+    assert code == 0, err
+    manifests = [tmp_path / name / "checkpoints/step-00000006/manifest.json"
+                 for name in ("run", "again")]
+    ours, theirs = (json.loads(manifest.read_text()) for manifest in manifests)
+    assert ours["files"]["model.params"] == theirs["files"]["model.params"]
+
+
+def test_config_json_notes_from_which_step_a_run_went_on_otherwise(capsys, tmp_path, rec,
+                                                                   monkeypatch):
+    words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
+    run(capsys, *words)
+    for newest in (tmp_path / "run/checkpoints").glob("step-00000006"):
+        shutil.rmtree(newest)
+    monkeypatch.setattr(run_directory, "commit", lambda: "another")
+    with_warning = run(capsys, *words, "--save-every", "1")
+    assert with_warning[0] == 0
+    first, second = json.loads((tmp_path / "run/config.json").read_text())["circumstances"]
+    assert first["step"] == 0 and second == {**first, "step": 3, "commit": "another",
+                                             "save_every": 1}
 
 
 def test_evaluation_takes_the_recipe_of_the_run(capsys, tmp_path, rec):

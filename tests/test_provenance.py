@@ -1,6 +1,9 @@
 """provenance: the commit of a checkout, checksums of files."""
 import hashlib
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 from gluon_resnest import provenance
 from gluon_resnest.provenance import commit, sha256
@@ -18,6 +21,18 @@ def test_commit_is_unknown_where_there_is_no_git(monkeypatch):
 def test_commit_is_unknown_outside_of_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "gluon_resnest/provenance.py"))
     assert commit() == "unknown"
+
+
+def test_what_is_built_knows_its_commit(tmp_path, monkeypatch):
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)],
+                   cwd=root, check=True, timeout=120)
+    built = tmp_path / "gluon_resnest/provenance.py"
+    assert built.read_bytes() == (root / "gluon_resnest/provenance.py").read_bytes()
+    monkeypatch.setattr(provenance, "__file__", str(root / "gluon_resnest/provenance.py"))
+    here = commit()
+    monkeypatch.setattr(provenance, "__file__", str(built))
+    assert commit() == here
 
 
 def test_sha256_is_that_of_all_blocks(tmp_path):

@@ -133,8 +133,28 @@ def test_keeping_a_run_leaves_out_paths_of_the_machine(tmp_path):
     text = (kept / "config.json").read_text()
     assert "me/" not in text and json.loads(text)["data"] == {"data": "cifar10.tar.gz"}
     assert results.read_run(kept).seed == 3
+    config = {**json.loads((run / "config.json").read_text()), "circumstances": [
+        {"step": 0, "cpu": "a/b", "data": {"data": "/" + "home/me/cifar10.tar.gz", "k": None}}]}
+    (run / "config.json").write_text(json.dumps(config))
+    results.keep(run, page.TABLES, tmp_path / "results")
+    assert json.loads((kept / "config.json").read_text())["circumstances"] == [
+        {"step": 0, "cpu": "a/b", "data": {"data": "cifar10.tar.gz", "k": None}}]
     with pytest.raises(UserError, match="belongs to no row of a table: cifar10/.* another epochs"):
         results.keep(finished(tmp_path / "b", replace(RECIPE, epochs=5)), page.TABLES, tmp_path)
+
+
+@pytest.mark.parametrize("config, result, commits", [
+    ({}, {}, []), ({"commit": "a"}, {"commit": "a"}, ["a"]),
+    ({"commit": "a"}, {"commit": "b"}, ["a", "b"]),
+    ({"commit": "a", "circumstances": [{"commit": "a"}, {"commit": "b"}, {"commit": "a"}]},
+     {"commit": "a"}, ["a", "b"])])
+def test_a_run_names_the_commits_that_trained_it(tmp_path, config, result, commits):
+    directory = finished(tmp_path / "a", RECIPE, **result)
+    before = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**before, **config}))
+    assert results.read_run(directory).commits == commits
+    text = page.render(tmp_path, [Table("t", "A table", "a source", (ROW,))])
+    assert (" by a, then b |" in text) == (len(commits) == 2)
 
 
 # The page

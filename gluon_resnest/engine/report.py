@@ -208,6 +208,16 @@ def write_result(path, *, measured, expected=None, tolerance=None, seconds, imag
     return result
 
 
+def read_result(path):
+    """Returns what `write_result` wrote, or None if there is no such file."""
+    try:
+        result = json.loads(Path(path).read_text())
+        result["measured"], result["verdict"]
+        return result
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def verdict(measured, expected, tolerance):
     """Returns "reached", "missed" or "no target"; larger is better, None was not measured."""
     if expected is None or measured is None:

@@ -42,6 +42,7 @@ first ([detection](detection.md#training), [segmentation](segmentation.md#traini
 detector to GluonCV's 3.46 images/s; evaluation and loading are left out, so expect more.
 **Verdict**: the mean over seeds may fall short of the first number by the tolerance, in points.
 Behind measured numbers are the seeds of the runs; with several, ± is the standard deviation of one.
+A run that another commit continued names the commits; an undisturbed one may differ from it.
 """
 
 
@@ -119,11 +120,17 @@ def _measured(row, runs, recipe, root):
         return "no recipe yet"
     if runs:
         return describe(row, runs) + "".join(
-            f" [{run.seed}]({_link(run, root)})" for run in runs)
+            f" [{run.seed}]({_link(run, root)}){_history(run)}" for run in runs)
     if row.evaluation:
         return f"not run: needs the training of `{row.directory}`"
     hours = gpu_hours(recipe)
     return "not run" + (f": needs {_hours(hours)} GPU hours" if hours else "")
+
+
+def _history(run):
+    """Returns by which commits a run was trained that was continued by another."""
+    commits = [commit[:7] for commit in run.commits]
+    return f" by {', then '.join(commits)}" if len(commits) > 1 else ""
 
 
 def describe(row, runs):

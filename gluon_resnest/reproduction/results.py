@@ -31,6 +31,13 @@ class Run:
         """The seed of the run."""
         return self.config["recipe"]["seed"]
 
+    @property
+    def commits(self):
+        """The commits it was trained by, the first one first; notes of older runs lack some."""
+        notes = self.config.get("circumstances", [self.config])
+        commits = [note.get("commit") for note in (*notes, self.result)]
+        return list(dict.fromkeys(filter(None, commits)))
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -125,6 +132,21 @@ def judge(row, runs):
     return measured and verdict(measured.mean, expected, recipe_of(row).tolerance)
 
 
+def _without_paths(value):
+    """Returns JSON's value with file names in place of paths, wherever "data" stands in it."""
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: _file_names(item) if name == "data" else _without_paths(item)
+            for name, item in value.items()}
+
+
+def _file_names(flags):
+    return {flag: _PATH.sub("", word) if isinstance(word, str) else word
+            for flag, word in flags.items()}
+
+
 def keep(directory, tables, root):
     """Copies what a page needs of a finished run: result, settings, curves; no path of a machine.
 
@@ -150,9 +172,7 @@ def keep(directory, tables, root):
     target = Path(root) / (near.evaluated_directory + (
         f"-seed{run.seed}" if run.seed != own_seed else ""))
     target.mkdir(parents=True, exist_ok=True)
-    config = {**run.config, "data": {
-        name: _PATH.sub("", value) if isinstance(value, str) else value
-        for name, value in run.config["data"].items()}}
+    config = _without_paths(run.config)
     for name, content in ((CONFIG, config), (RESULT, run.result)):
         (target / name).write_text(json.dumps(content, indent=1) + "\n")
     if (run.directory / CURVES).is_file():
