@@ -253,8 +253,8 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
             task, task.update, task.lr_at, on_nan=run.on_nan,
             steps=stop_epoch * task.steps_per_epoch if stop_epoch else steps, seed=recipe.seed,
             comm=comm, log=log, checkpoints=checkpoints, start=start, log_every=run.log_every,
-            eval_every=recipe.eval_every, save_every=run.save_every, patience=recipe.patience,
-            per_worker=recipe.per_worker)
+            eval_every=recipe.eval_every * task.steps_per_epoch, save_every=run.save_every,
+            patience=recipe.patience, per_worker=recipe.per_worker)
     metrics = summary.metrics
     if hasattr(task, "conclude"):
         metrics = task.conclude(workdir, checkpoints, metrics)

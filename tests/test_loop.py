@@ -87,7 +87,7 @@ def train(folder, steps=STEPS, *, comm=None, task=None, save_every=None, log_eve
     with RunLog(folder, comm, total_steps=STEPS, steps_per_epoch=EPOCH, batch=BATCH) as log:
         summary = fit(task, update, SCHEDULE, steps=steps, seed=seed, comm=comm, log=log,
                       checkpoints=checkpoints, start=start, log_every=log_every,
-                      eval_every=eval_every, save_every=save_every, per_worker=per_worker,
+                      eval_every=eval_every * EPOCH, save_every=save_every, per_worker=per_worker,
                       patience=patience)
     return task, update, summary, checkpoints
 
@@ -228,8 +228,9 @@ def test_the_update_is_given_the_schedules_rates(tmp_path):
 
 
 @pytest.mark.parametrize("steps, every, expected", [
-    (12, 1, [4, 8, 12]), (12, 2, [8, 12]), (12, 5, [12]), (10, 1, [4, 8, 10]), (2, 3, [2])])
-def test_evaluates_every_so_many_epochs_and_at_the_end(steps, every, expected, tmp_path):
+    (12, None, [4, 8, 12]), (12, 4, [4, 8, 12]), (12, 8, [8, 12]), (12, 20, [12]),
+    (10, 4, [4, 8, 10]), (2, 12, [2]), (12, 3, [3, 6, 9, 12])])
+def test_evaluates_every_so_many_steps_and_at_the_end(steps, every, expected, tmp_path):
     assert dry(tmp_path, steps, eval_every=every)[2].evaluated == expected
 
 

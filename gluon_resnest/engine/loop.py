@@ -61,7 +61,7 @@ class Summary:
 
 
 def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State(), log_every=50,
-        eval_every=1, save_every=None, patience=0, per_worker=()):
+        eval_every=None, save_every=None, patience=0, per_worker=()):
     """Trains `task` up to `steps` updates; see docs/architecture.md for what a task is.
 
     Args:
@@ -71,7 +71,8 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
       comm, log, checkpoints: this worker's `Comm`, `RunLog` and `Checkpoints`.
       start: where to begin, from `checkpoints.restore`; a fresh State begins at 0.
       log_every: steps between log lines; losses are looked at only there and before a save.
-      eval_every: epochs between evaluations; the last step is always followed by one.
+      eval_every: steps between evaluations (default: those of an epoch); the last step is always
+        followed by one.
       save_every: steps between checkpoints inside an epoch; each epoch ends with one, which is
         written before its evaluation and, with the values of that, after it.
       patience: stop when so many evaluations in a row were no better than the best; 0: never.
@@ -89,6 +90,7 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
     heart = Heart(comm.rank)
     heart.beat("start", start.step)
     state = _continued(start, seed, comm.size, task.steps_per_epoch, per_worker)
+    eval_every = eval_every or task.steps_per_epoch
     began = time.monotonic() - start.seconds
     comm.broadcast(task.params)
     log.begin(start.step, start.unevaluated)
@@ -114,7 +116,7 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
             save()
             heart.beat("start", state.step)
         for step in range(start.step, steps):
-            if _tired(state, step, eval_every * task.steps_per_epoch, patience):
+            if _tired(state, step, eval_every, patience):
                 _log.info("stopping after step %d: no evaluation was better than that of step %d, "
                           "%d times", step, state.best_step, patience)
                 break
@@ -132,15 +134,14 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
 
             done = step + 1
             stopping = stop.agreed()
-            epoch_ends = done % task.steps_per_epoch == 0 or done == steps
-            saves = epoch_ends or stopping or (save_every and done % save_every == 0)
+            due = done == steps or done % eval_every == 0
+            saves = (due or stopping or done % task.steps_per_epoch == 0
+                     or (save_every and done % save_every == 0))
             if saves or done % log_every == 0:
                 log.training(done, lr_at(done), window.close())
             if saves:
                 mx.nd.waitall()      # a hybridized net's running statistics may lag behind
                 _check_parameters(task, comm, done)
-                due = done == steps or (
-                    epoch_ends and done // task.steps_per_epoch % eval_every == 0)
                 state = replace(state, step=done, unevaluated=due,
                                 seconds=time.monotonic() - began)
                 save()
