@@ -11,6 +11,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError, check_choice
 from gluon_resnest.models.deeplab import DeepLabHead, DeepLabPlusHead, conv_norm, resize_like
+from gluon_resnest.models.dropout import Dropout
 from gluon_resnest.models.graphs import TwoGraphs
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.models.resnest import KAIMING, Backbone
@@ -38,7 +39,7 @@ class FCNHead(nn.HybridBlock):
         inner = inner or channels[level] // 4
         with self.name_scope():
             self.block = conv_norm(inner, 3, in_channels=channels[level], norm=norm)
-            self.block.add(nn.Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
+            self.block.add(Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, x):
         return self.block(x)
@@ -74,7 +75,7 @@ class PSPHead(nn.HybridBlock):
         with self.name_scope():
             self.psp = PyramidPooling(channels[3], norm=norm)
             self.block = conv_norm(inner, 3, in_channels=2 * channels[3], norm=norm)
-            self.block.add(nn.Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
+            self.block.add(Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, x):
         return self.block(self.psp(x))
