@@ -25,8 +25,9 @@ def register(overwrite=False):
 
     Args:
       overwrite: also put ours in place of GluonCV's own resnest networks, everywhere its consumers
-        look: `get_model`, `segbase.get_backbone`, the Faster and Mask R-CNN builders. Modules that
-        imported such a function by name before keep the old one.
+        look: `get_model`, `segbase.get_backbone`, the Faster and Mask R-CNN builders, which stay
+        GluonCV's on our backbone (decision 0041). Modules that imported such a function by name
+        before keep the old one.
 
     Raises:
       MissingExtra: if GluonCV cannot be imported.
