@@ -13,14 +13,14 @@ from gluon_resnest.models.detection import panoptic
 from gluon_resnest.models.efficientnet import EfficientNet, EfficientNetArchitecture
 from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
-from gluon_resnest.models.segmentation import SEGMENTERS, parse_name, segmenter
+from gluon_resnest.models.segmentation import parse_name, segmenter
 from gluon_resnest.models.simple_pose import SimplePose
 from gluon_resnest.zoo.table import (
-    HIDDEN, VARIANTS, Variant, Weights, is_named, is_same_network, variant)
+    HIDDEN, SEGMENTERS, VARIANTS, Variant, Weights, is_named, is_same_network, variant)
 
-__all__ = ["HIDDEN", "POSE", "VARIANTS", "Variant", "Weights", "backbone_name", "get_model",
-           "is_named", "is_same_network", "list_models", "load_backbone_weights", "load_weights",
-           "pose_model", "segmentation_model", "variant"]
+__all__ = ["HIDDEN", "POSE", "SEGMENTERS", "VARIANTS", "Variant", "Weights", "backbone_name",
+           "get_model", "is_named", "is_same_network", "list_models", "load_backbone_weights",
+           "load_weights", "pose_model", "segmentation_model", "variant"]
 
 # Architecture -> its network, and the prefix of its parameters' names.
 _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "resnet_"),
