@@ -15,12 +15,13 @@ from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
 from gluon_resnest.models.segmentation import parse_name, segmenter
 from gluon_resnest.models.simple_pose import SimplePose
+from gluon_resnest.zoo.options import OPTIONS, refuse_others
 from gluon_resnest.zoo.table import (
     HIDDEN, SEGMENTERS, VARIANTS, Variant, Weights, is_named, is_same_network, variant)
 
-__all__ = ["HIDDEN", "POSE", "SEGMENTERS", "VARIANTS", "Variant", "Weights", "backbone_name",
-           "get_model", "is_named", "is_same_network", "list_models", "load_backbone_weights",
-           "load_weights", "pose_model", "segmentation_model", "variant"]
+__all__ = ["HIDDEN", "OPTIONS", "POSE", "SEGMENTERS", "VARIANTS", "Variant", "Weights",
+           "backbone_name", "get_model", "is_named", "is_same_network", "list_models",
+           "load_backbone_weights", "load_weights", "pose_model", "segmentation_model", "variant"]
 
 # Architecture -> its network, and the prefix of its parameters' names.
 _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "resnet_"),
@@ -29,21 +30,6 @@ _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "
 POSE = "simple_pose_"       # before the name of a backbone: the pose network on it
 _POSE_NAMES = tuple(POSE + backbone for backbone in (
     "resnest50", "resnest101", "resnest200", "resnest269", "resnet50", "resnet101"))
-
-_NORMS = ("norm_layer", "norm_kwargs", "use_global_stats")
-# What a name stands for -> the options of `get_model` that such a network takes; all others are
-# refused, but GluonCV's networks know more. `pretrained`, `root` and `ctx` are for all.
-OPTIONS = {
-    "classifier": (*_NORMS, "classes", "dilated", "last_gamma", "in_channels", "output_stride",
-                   "dropblock", "final_drop", "features_only", "out_indices", "deform_stages"),
-    "segmentation network": (*_NORMS, "classes", "dilated", "output_stride", "dropblock", "aux",
-                             "pretrained_base"),
-    "pose network": (*_NORMS, "dropblock", "pretrained_base"),
-    "detector": (*_NORMS, "classes", "dropblock", "pretrained_base"),
-    "panoptic network": (*_NORMS, "classes", "dropblock", "pretrained_base"),
-    "network of GluonCV's": (*_NORMS, "classes", "dilated", "last_gamma", "aux",
-                             "pretrained_base"),
-}
 
 
 def list_models(pattern="*"):
@@ -101,7 +87,7 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
     check_count("in_channels", in_channels)
     if kind == "network of GluonCV's":
         return _from_gluoncv(name, dict(pretrained=pretrained, root=root, ctx=ctx, **options))
-    _refuse_given(f"{name!r} is a {kind}, which has no", kind, options)
+    refuse_others(f"{name!r} is a {kind}, which has no", kind, _given(options))
     if pretrained_base and not pretrained:
         raise UserError("get_model gives a backbone no weights, got pretrained_base="
                         f"{pretrained_base!r}; leave it out and call zoo.load_backbone_weights "
@@ -310,10 +296,11 @@ def _from_gluoncv(name, options):
                         f"{nearest(name, list_models())}") from error
     if name not in model_zoo.get_model_list():
         return variant(name)  # raises: the name is not ours either
-    _refuse_given(f"{name!r} is a network of GluonCV's, which knows no", "network of GluonCV's",
-                  {key: value for key, value in options.items() if key in _DEFAULTS})
+    given = _given(options)
+    refuse_others(f"{name!r} is a network of GluonCV's, which knows no", "network of GluonCV's",
+                  [key for key in given if key in _DEFAULTS])
     try:
-        return model_zoo.get_model(name, **_given(options))
+        return model_zoo.get_model(name, **given)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
@@ -322,15 +309,6 @@ def _from_gluoncv(name, options):
         raise UserError(f"GluonCV's {name!r} needs a file that GluonCV cannot fetch "
                         f"({type(error).__name__}); put it into GluonCV's folder of weights"
                         ) from error
-
-
-def _refuse_given(sentence, kind, options):
-    """Raises a UserError for the first option given that is not among `OPTIONS` of the kind."""
-    known = (*OPTIONS[kind], "pretrained", "root", "ctx")
-    for key in _given(options):
-        if key not in known:
-            raise UserError(f"{sentence} {key}; leave {key} out, or take one of "
-                            f"{', '.join(known)}{nearest(key, known)}")
 
 
 def _given(options):
