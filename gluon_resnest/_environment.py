@@ -8,6 +8,7 @@ import os
 import sys
 
 PYTHON_FIRST, PYTHON_LAST = (3, 8), (3, 11)
+MXNET = "1.9.1"
 NUMPY_LIMIT = (1, 24)    # mxnet 1.9.1 uses np.bool, which numpy 1.24 removed
 GPU_WHEEL = "mxnet-cu112"
 
@@ -53,11 +54,12 @@ def numpy_problem(version):
 
 
 def mxnet_problem(importable, distributions):
-    """Judges whether exactly one MXNet is there.
+    """Judges whether exactly one MXNet is there, of the right version.
 
     Args:
       importable: whether a module `mxnet` can be found.
-      distributions: installed ones among "mxnet" and "mxnet-cu112"; both bring the module `mxnet`.
+      distributions: {name: version} of the installed ones among "mxnet" and "mxnet-cu112", which
+        both bring the module `mxnet`; one that was built in place is none.
     """
     if not importable:
         return ("gluon_resnest needs MXNet, which is not installed; run `pip install "
@@ -65,6 +67,10 @@ def mxnet_problem(importable, distributions):
     if len(distributions) > 1:
         return ("mxnet and mxnet-cu112 are both installed and overwrite each other's files; run "
                 "`pip uninstall mxnet mxnet-cu112` and install one of them again")
+    for wheel, version in distributions.items():
+        if version.partition("+")[0] != MXNET:
+            return (f"gluon_resnest needs MXNet {MXNET}, but {wheel} {version} is installed; run "
+                    f"`pip install {wheel}=={MXNET}`")
     return None
 
 
@@ -145,7 +151,7 @@ def check():
     _raise_if(python_problem(sys.version_info))
     _raise_if(numpy_problem(_version("numpy")))
     importable = "mxnet" in sys.modules or importlib.util.find_spec("mxnet") is not None
-    wheels = [name for name in ("mxnet", GPU_WHEEL) if _version(name)]
+    wheels = {name: _version(name) for name in ("mxnet", GPU_WHEEL) if _version(name)}
     _raise_if(mxnet_problem(importable, wheels))
     if GPU_WHEEL in wheels and "mxnet" not in sys.modules:
         _prepare_cuda()

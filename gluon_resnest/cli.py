@@ -201,7 +201,7 @@ def execute(recipe, run, task_class):
         if run.smoke:
             result = _smoke(recipe, run, task_class, comm)
         elif run.test_io:
-            result = measure_input(recipe, run, task_class(recipe, run, comm), comm)
+            result = measure_input(recipe, run, task_class, comm)
         elif run.eval_only:
             recipe = _as_trained(recipe, run, comm)
             result = evaluate(recipe, run, task_class(recipe, run, comm), comm)
@@ -288,9 +288,11 @@ def plan(recipe, run, task_class):
     return describe(estimate(task_class.workload(recipe, cluster), cluster))
 
 
-def measure_input(recipe, run, task, comm):
+def measure_input(recipe, run, task_class, comm):
     """Measures and prints the speed of the training input; returns images per second."""
     from gluon_resnest.engine.speed import input_speed
+    comm.split(recipe.batch)
+    task = task_class(recipe, run, comm)
     speed = input_speed(task, comm, batch=recipe.batch, steps=run.test_io)
     task.close()
     if comm.is_main:

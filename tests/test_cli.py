@@ -353,14 +353,15 @@ def test_nothing_to_evaluate(capsys, tmp_path, rec):
     assert_one_sentence(run(capsys, *TINY, "--eval-only", "--rec-val", rec), "nothing to evaluate")
 
 
-def test_batch_must_be_divisible_by_the_workers(tmp_path, rec):
+@pytest.mark.parametrize("action", ["train", "measure_input"])
+def test_batch_must_be_divisible_by_the_workers(action, tmp_path, rec):
     class Three(Comm):
         size = 3
 
     words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
     recipe, flags = cli.parse(RECIPES, Classification, [str(word) for word in words])
     with pytest.raises(UserError, match=r"batch \(=4\) must be divisible .* 3 or 6"):
-        cli.train(recipe, flags, Classification, Three())
+        getattr(cli, action)(recipe, flags, Classification, Three())
 
 
 def test_diverged_training_names_the_step(capsys, tmp_path, rec):

@@ -9,9 +9,8 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.interop import gluoncv as bridge
 from gluon_resnest.interop.weights import load_parameters, read_params, save_parameters
 from gluon_resnest.models.deeplab import resize_like
-from gluon_resnest.models.segmentation import (
-    HEADS, SEGMENTERS, Segmenter, initialize, parse_name, segmenter)
-from gluon_resnest.zoo import load_backbone_weights, segmentation_model
+from gluon_resnest.models.segmentation import HEADS, Segmenter, initialize, parse_name, segmenter
+from gluon_resnest.zoo import SEGMENTERS, load_backbone_weights, segmentation_model
 
 ALL = [f"{head}_resnest_tiny" for head in HEADS]
 

@@ -40,11 +40,23 @@ def test_numpy_must_be_below_1_24(version, accepted):
 
 
 def test_exactly_one_mxnet_is_accepted():
-    assert _environment.mxnet_problem(True, ["mxnet"]) is None
-    assert _environment.mxnet_problem(True, ["mxnet-cu112"]) is None
-    assert _environment.mxnet_problem(True, []) is None      # built from source: no metadata
-    both = _environment.mxnet_problem(True, ["mxnet", "mxnet-cu112"])
+    assert _environment.mxnet_problem(True, {"mxnet": "1.9.1"}) is None
+    assert _environment.mxnet_problem(True, {"mxnet-cu112": "1.9.1"}) is None
+    assert _environment.mxnet_problem(True, {}) is None      # built from source: no metadata
+    both = _environment.mxnet_problem(True, {"mxnet": "1.9.1", "mxnet-cu112": "1.9.1"})
     assert "both installed" in both and is_one_sentence(both)
+
+
+@pytest.mark.parametrize("wheel", ["mxnet", "mxnet-cu112"])
+@pytest.mark.parametrize("version, accepted", [
+    ("1.9.1", True), ("1.9.1+own", True), ("1.6.0", False), ("1.9.0", False), ("1.9.10", False),
+    ("2.0.0b1", False)])
+def test_mxnet_must_be_1_9_1(wheel, version, accepted):
+    problem = _environment.mxnet_problem(True, {wheel: version})
+    assert (problem is None) is accepted
+    if not accepted:
+        assert f"{wheel} {version} is installed" in problem and f"{wheel}==1.9.1`" in problem
+        assert is_one_sentence(problem)
 
 
 def make_cuda(root, without=()):
@@ -146,7 +158,11 @@ def test_import_names_each_missing_piece_in_turn(tmp_path):
     install(tmp_path, "numpy", "1.23.5")
     problem = import_in(tmp_path, statement)
     assert "needs MXNet" in problem and "[cpu]" in problem and "[cu112]" in problem
-    install(tmp_path, "mxnet", "1.9.1", module="mxnet")
+    install(tmp_path, "mxnet", "1.6.0", module="mxnet")
+    assert "mxnet 1.6.0 is installed" in import_in(tmp_path, statement)
+    (tmp_path / "mxnet-1.6.0.dist-info/METADATA").unlink()
+    (tmp_path / "mxnet-1.6.0.dist-info").rmdir()
+    install(tmp_path, "mxnet", "1.9.1")
     assert import_in(tmp_path, statement) == ""
 
 

@@ -1,12 +1,16 @@
 """errors: what a command says and how it ends."""
+import ast
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gluon_resnest.errors import MissingExtra, UserError, check_choice, check_count
 
+ROOT = Path(__file__).resolve().parents[1]
 COMMAND = """
 import sys
 from gluon_resnest.errors import UserError, exit_on_user_error
@@ -53,6 +57,28 @@ def test_any_other_error_shows_its_traceback():
 def test_a_missing_library_names_what_to_install():
     assert "pip install 'gluon-resnest[coco]'" in str(MissingExtra("pycocotools", "coco"))
     assert "pip install matplotlib" in str(MissingExtra("matplotlib"))
+
+
+def requirements():
+    """Returns {extra: names of its packages}, those of every installation at None; setup.py's."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    extras, = (ast.literal_eval(node.value) for node in ast.walk(tree)
+               if isinstance(node, ast.Assign) and node.targets[0].id == "EXTRAS")
+    always, = (ast.literal_eval(node.value) for node in ast.walk(tree)
+               if isinstance(node, ast.keyword) and node.arg == "install_requires")
+    return {extra: {re.match(r"[\w-]+", package).group() for package in packages}
+            for extra, packages in [*extras.items(), (None, always)]}
+
+
+def test_every_missing_library_is_in_the_extra_that_its_error_names():
+    brought, found = requirements(), 0
+    for file in [*(ROOT / "gluon_resnest").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MissingExtra":
+                library, extra = [*map(ast.literal_eval, node.args), None][:2]
+                assert library in brought[extra], f"{file}:{node.lineno}"
+                found += 1
+    assert found > 10
 
 
 def test_choices_and_counts_are_checked():

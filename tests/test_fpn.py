@@ -4,11 +4,14 @@ import pytest
 from mxnet import nd
 from mxnet.gluon import nn
 
+from gluon_resnest.errors import UserError
+from gluon_resnest.models.detection.build import rcnn
 from gluon_resnest.models.detection.fpn import FPN, FeaturePyramid
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.zoo import get_model
 
-CHANNELS, SIZES = (3, 4, 5, 6), [(13, 18), (7, 9), (4, 5), (2, 3)]
+CHANNELS, STRIDES = (3, 4, 5, 6), (4, 8, 16, 32)
+SIZES = [(13, 18), (7, 9), (4, 5), (2, 3)]
 
 
 def maps():
@@ -16,7 +19,7 @@ def maps():
 
 
 def built(**options):
-    fpn = FPN(CHANNELS, channels=8, **options)
+    fpn = FPN(CHANNELS, STRIDES, channels=8, **options)
     fpn.initialize(mx.init.Xavier())
     return fpn
 
@@ -51,18 +54,27 @@ def test_norms_take_the_place_of_biases():
     assert "laterals.0.conv.bias" in names and not any("norm" in name for name in names)
 
 
+@pytest.mark.parametrize("name, strides", [("resnest_tiny", (4, 8, 16, 32, 64)),
+                                           ("cifar_resnest14", (2, 4, 8, 16, 32))])
 @pytest.mark.parametrize("size", [(64, 96), (75, 101)])
-def test_strides_say_how_large_the_maps_are(size):
-    backbone = get_model("resnest_tiny", features_only=True, dropblock=0.0)
-    pyramid = FeaturePyramid(backbone, FPN(backbone.feature_channels, channels=4))
+def test_strides_say_how_large_the_maps_are(name, strides, size):
+    backbone = get_model(name, features_only=True, dropblock=0.0)
+    pyramid = FeaturePyramid(
+        backbone, FPN(backbone.feature_channels, backbone.feature_strides, channels=4))
     pyramid.initialize()
-    assert pyramid.strides == (4, 8, 16, 32, 64)
+    assert pyramid.strides == strides
     for found, stride in zip(pyramid(nd.zeros((1, 3) + size)), pyramid.strides):
         assert found.shape[1:] == (4, -(-size[0] // stride), -(-size[1] // stride))
 
 
+def test_maps_that_do_not_halve_are_refused():
+    backbone = get_model("resnest_tiny", features_only=True, output_stride=8)
+    with pytest.raises(UserError, match=r"got strides \(4, 8, 8, 8\); build the backbone without"):
+        rcnn("faster_rcnn", backbone)
+
+
 def test_weights_begin_as_caffe2_fills_them():
-    fpn = FPN((400,) * 4, channels=300)
+    fpn = FPN((400,) * 4, STRIDES, channels=300)
     fpn.initialize()
     weight = fpn.laterals[0].conv.weight.data().asnumpy()
     assert np.abs(weight).max() == pytest.approx((3 / 400) ** 0.5, rel=1e-3)

@@ -171,6 +171,15 @@ def test_files_of_gluoncvs_networks_load_into_the_same_on_our_backbone(registere
         np.testing.assert_allclose(other.asnumpy(), one.asnumpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_gluoncvs_detectors_stay_gluoncvs_on_our_backbone(registered, monkeypatch):
+    registered(overwrite=True)
+    built, get_model = [], zoo.get_model
+    monkeypatch.setattr(zoo, "get_model", lambda name, **options:
+                        built.append(name) or get_model(name, **options))
+    assert type(faster_rcnn()).__module__.startswith("gluoncv.")
+    assert built == ["resnest50"]
+
+
 def test_segmentation_trains_at_a_size_gluoncvs_dropblock_cannot(registered):
     registered(overwrite=True)
     net = deeplab()

@@ -103,7 +103,7 @@ def cross_entropy(logits, labels):
 def test_the_loss_is_the_mean_cross_entropy_of_labelled_pixels():
     logits, labels = nd.random.normal(shape=(2, 4, 3, 3)), some_labels()
     enlarged = bilinear(logits.asnumpy().astype(float), 4)[:, :, :10]
-    loss = semantic_loss(logits, labels)
+    loss = semantic_loss(logits, labels, 4)
     assert loss.count == (labels != VOID).sum()
     assert loss.mean().asscalar() == pytest.approx(
         cross_entropy(enlarged, labels) / loss.count, rel=1e-5)
@@ -117,7 +117,7 @@ def test_void_pixels_get_no_gradient_and_nothing_but_void_no_nan(void_from, lear
     labels[:, :, void_from:] = VOID
     logits.attach_grad()
     with autograd.record():
-        loss = semantic_loss(logits, labels).mean()
+        loss = semantic_loss(logits, labels, 4).mean()
     loss.backward()
     gradient = logits.grad.asnumpy()
     assert np.isfinite(gradient).all() and np.isfinite(loss.asscalar())
@@ -127,7 +127,8 @@ def test_void_pixels_get_no_gradient_and_nothing_but_void_no_nan(void_from, lear
 # ---- the network --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["panoptic_fpn_resnest_tiny_coco",
-                                  "panoptic_cascade_fpn_resnest_tiny_coco"])
+                                  "panoptic_cascade_fpn_resnest_tiny_coco",
+                                  "panoptic_fpn_cifar_resnest14_coco"])
 def test_every_part_learns_and_the_semantic_loss_has_its_weight(name):
     net = small(name, semantic_weight=0.25)
     net.hybridize()
@@ -171,6 +172,15 @@ def test_it_says_what_the_detector_says_and_the_classes_of_all_pixels(hybridize)
     for ours, theirs in zip(objects, expected):
         np.testing.assert_allclose(ours.asnumpy(), theirs, atol=1e-3)
     np.testing.assert_allclose(logits.asnumpy(), pixels, atol=1e-3)
+
+
+@pytest.mark.parametrize("backbone, stride", [("resnest_tiny", 4), ("cifar_resnest14", 2)])
+def test_the_logits_lie_over_the_image_whatever_the_backbones_first_stride(backbone, stride):
+    net = small(f"panoptic_fpn_{backbone}_coco")
+    x = images(1, (51, 66))
+    logits = net.semantic(*net.features(x)[:4]).asnumpy()
+    np.testing.assert_allclose(net.pixels(x).asnumpy(), bilinear(logits, stride)[:, :, :51, :66],
+                               atol=1e-3)
 
 
 def test_an_exported_network_takes_any_size_and_batch(tmp_path):

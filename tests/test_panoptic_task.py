@@ -51,6 +51,13 @@ def make_task(recipe=RECIPE, comm=None, **run):
     return task
 
 
+def test_the_expected_value_is_that_of_the_evaluation():
+    recipe = dataclasses.replace(RECIPE, expect_pq=47.9, expect_ap=51.0)
+    assert recipe.expected == 47.9
+    assert dataclasses.replace(recipe, eval_scales="64").expected is None
+    assert dataclasses.replace(recipe, expect_on="test-dev").expected is None
+
+
 # ---- evaluation ---------------------------------------------------------------------------------
 
 class Part(Comm):

@@ -17,15 +17,16 @@ STRIDES = (4, 8, 16, 32)
 CONVENTIONS = [DETECTRON2, replace(DETECTRON2, aligned=False, sampling_ratio=2), GLUONCV]
 
 
-def slow_roi_align(maps, image, roi, size, conventions):
+def slow_roi_align(maps, image, roi, size, conventions, strides=STRIDES):
     """Chooses the level and pools one RoI from numpy maps; Detectron2's ROIAlign in words."""
     extra = 1 if conventions.legacy_pixels else 0
     side = np.sqrt((roi[2] - roi[0] + extra) * (roi[3] - roi[1] + extra))
-    level = int(np.clip(np.floor(4 + np.log2(side / 224 + 1e-8)), 2, 5)) - 2
+    wanted = 16 * 2 ** np.floor(np.log2(side / 224 + 1e-8))
+    level = strides.index(np.clip(wanted, strides[0], strides[-1]))
     values = maps[level][image]
     channels, height, width = values.shape
     offset = 0.5 if conventions.aligned else 0.0
-    x1, y1, x2, y2 = (value / STRIDES[level] - offset for value in roi)
+    x1, y1, x2, y2 = (value / strides[level] - offset for value in roi)
     w, h = x2 - x1, y2 - y1
     if not conventions.aligned:
         w, h = max(w, 1), max(h, 1)
@@ -48,18 +49,19 @@ def slow_roi_align(maps, image, roi, size, conventions):
     return out
 
 
-def maps_and_rois():
-    maps = [nd.random.normal(shape=(2, 3, 2 + 64 // s, 3 + 64 // s)) for s in STRIDES]
+def maps_and_rois(strides=STRIDES):
+    maps = [nd.random.normal(shape=(2, 3, 2 + 64 // s, 3 + 64 // s)) for s in strides]
     rois = np.array([[[3, 4, 40, 30], [0, 0, 112, 112], [5, 5, 5, 9], [-4, 2, 9, 8.5]],
                      [[0, 0, 224, 224], [0, 0, 60, 450], [0, 0, 111.9, 112], [1, 1, 3, 300]]],
                     np.float32)
     return maps, rois
 
 
+@pytest.mark.parametrize("strides", [STRIDES, (2, 4, 8, 16)], ids=str)
 @pytest.mark.parametrize("conventions", CONVENTIONS, ids=["detectron2", "unaligned", "gluoncv"])
-def test_pooling_equals_the_slow_twin(conventions, hybridize):
-    maps, rois = maps_and_rois()
-    pooling = RoIPooling(3, STRIDES, conventions)
+def test_pooling_equals_the_slow_twin(conventions, strides, hybridize):
+    maps, rois = maps_and_rois(strides)
+    pooling = RoIPooling(3, strides, conventions)
     if hybridize:
         pooling.hybridize()
     for _ in range(3):      # again: outputs that are not written to hold what memory held before
@@ -69,7 +71,8 @@ def test_pooling_equals_the_slow_twin(conventions, hybridize):
             roi = rois[image, number]
             expected = np.zeros((3, 3, 3))
             if roi[2] > roi[0]:
-                expected = slow_roi_align([m.asnumpy() for m in maps], image, roi, 3, conventions)
+                expected = slow_roi_align([m.asnumpy() for m in maps], image, roi, 3, conventions,
+                                          strides)
             np.testing.assert_allclose(found[image, number], expected, atol=1e-4)
 
 

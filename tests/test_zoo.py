@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from mxnet import init, nd, sym
+from mxnet.gluon import nn
 
 from gluon_resnest import zoo
 from gluon_resnest.errors import UserError
@@ -180,8 +181,11 @@ def test_names_that_are_none_say_so(name, message):
 
 def test_unknown_names_are_refused_without_gluoncv(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gluoncv", None)
-    with pytest.raises(UserError, match="unknown model 'cifar_resnet20_v1'"):
+    with pytest.raises(UserError, match=r"unknown model 'cifar_resnet20_v1'.* "
+                                        r"after `pip install 'gluon-resnest\[gluoncv\]'`"):
         get_model("cifar_resnet20_v1")
+    with pytest.raises(UserError, match="did you mean 'mask_rcnn_fpn_resnest50_coco'"):
+        get_model("mask_rcnn_fpn_resnest50_cocoa")
 
 
 @pytest.mark.parametrize("option", ["classes", "in_channels"])
@@ -202,6 +206,20 @@ def test_a_file_that_gluoncv_cannot_fetch_is_one_sentence(monkeypatch):
         get_model("alexnet")
 
 
+def test_gluoncv_gets_the_options_that_are_given_and_no_others(monkeypatch):
+    from gluoncv import model_zoo
+    monkeypatch.setattr(model_zoo, "get_model", lambda name, **options: (name, options))
+    name = "faster_rcnn_fpn_syncbn_resnest50_coco"
+    for options in ({}, {"pretrained_base": False, "num_devices": 2},
+                    {"use_global_stats": True, "ctx": "cpu"}):
+        assert get_model(name, **options) == (name, options)
+
+
+def test_options_that_gluoncv_refuses_are_one_sentence():
+    with pytest.raises(UserError, match="GluonCV's 'alexnet' does not take .* 'num_devices'"):
+        get_model("alexnet", num_devices=2)
+
+
 @pytest.mark.parametrize("name", ["resnest_tiny", "deeplab_resnest_tiny_ade"])
 def test_contradicting_strides_are_refused(name):
     with pytest.raises(UserError, match="dilated=True means output_stride=8, got output_stride=16"):
@@ -214,7 +232,7 @@ KINDS = {"classifier": "resnest_tiny", "segmentation network": "deeplab_resnest_
 GIVEN = {"classes": 7, "norm_layer": "frozen", "norm_kwargs": {"momentum": 0.5}, "dilated": True,
          "last_gamma": True, "in_channels": 4, "output_stride": 16, "dropblock": 0.25,
          "final_drop": 0.25, "features_only": True, "out_indices": (3,), "aux": False,
-         "deform_stages": (4,)}
+         "deform_stages": (4,), "use_global_stats": True, "pretrained_base": False}
 
 
 def anatomy(block):
@@ -236,7 +254,8 @@ def test_every_option_changes_the_network_or_is_refused(kind, option):
         given = {"classes": (7, 2)}
     if (kind, option) == ("classifier", "out_indices"):
         given["features_only"] = True
-    if (kind, option) == ("segmentation network", "dilated"):
+    same = option == "pretrained_base" or (kind, option) == ("segmentation network", "dilated")
+    if same and option in zoo.OPTIONS[kind]:
         assert anatomy(get_model(KINDS[kind], **given)) == anatomy(get_model(KINDS[kind]))
     elif option in zoo.OPTIONS[kind]:
         assert anatomy(get_model(KINDS[kind], **given)) != anatomy(get_model(KINDS[kind]))
@@ -251,10 +270,31 @@ def test_anatomies_of_equal_networks_are_equal():
 
 
 def test_the_table_of_options_knows_those_of_get_model_and_no_others():
-    own = {"name", "pretrained", "root", "ctx"}
+    own = {"name", "pretrained", "root", "ctx", "others"}
     assert {option for options in zoo.OPTIONS.values() for option in options} == set(GIVEN)
     assert set(GIVEN) == set(inspect.signature(get_model).parameters) - own
     assert set(zoo.OPTIONS) == {*KINDS, "network of GluonCV's"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_that_no_network_has_are_refused_with_those_it_has(kind):
+    with pytest.raises(UserError, match=f"is a {kind}, which has no use_global_stat; leave .* "
+                                        "norm_layer, .*did you mean 'use_global_stats'"):
+        get_model(KINDS[kind], use_global_stat=True)
+
+
+@pytest.mark.parametrize("norm", [None, "frozen"])
+def test_global_statistics_are_those_of_every_norm(norm):
+    net = get_model("resnest_tiny", norm_layer=norm, use_global_stats=True)
+    norms = []
+    net.apply(lambda block: norms.append(block) if isinstance(block, nn.BatchNorm) else None)
+    assert norms and all(layer._kwargs["use_global_stats"] for layer in norms)
+    assert {layer.gamma.grad_req for layer in norms} == {"null" if norm else "write"}
+
+
+def test_weights_of_a_backbone_are_not_loaded_by_the_way():
+    with pytest.raises(UserError, match="gives a backbone no weights.* zoo.load_backbone_weights"):
+        get_model(KINDS["detector"], pretrained_base=True)
 
 
 def test_maps_without_features_only_are_refused():

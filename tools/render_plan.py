@@ -38,7 +38,7 @@ def draw(curves, path):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("matplotlib", "dev") from error
+        raise MissingExtra("matplotlib") from error
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     speed, time = figure.subplots(1, 2)

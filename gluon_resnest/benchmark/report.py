@@ -105,7 +105,7 @@ def draw(report, path):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("matplotlib", "dev") from error
+        raise MissingExtra("matplotlib") from error
     rows = report["rows"][::-1]
     figure = Figure(figsize=(8, 0.5 * len(rows) + 1.6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -167,8 +167,12 @@ class DetectionRecipe(Recipe):
 
     @property
     def expected(self):
-        """The published box AP in per cent, or None where this evaluation is another one."""
-        return self.expect_ap if self.expect_on == "val" and not self.scales else None
+        """The published value in per cent, or None where this evaluation is another one."""
+        return self._published if self.expect_on == "val" and not self.scales else None
+
+    @property
+    def _published(self):
+        return self.expect_ap
 
     @property
     def per_worker(self):

@@ -35,8 +35,7 @@ class PanopticRecipe(DetectionRecipe):
                             "or softmax")
 
     @property
-    def expected(self):
-        """The published PQ in per cent."""
+    def _published(self):
         return self.expect_pq
 
     def smoke(self, workers):

@@ -25,8 +25,9 @@ def register(overwrite=False):
 
     Args:
       overwrite: also put ours in place of GluonCV's own resnest networks, everywhere its consumers
-        look: `get_model`, `segbase.get_backbone`, the Faster and Mask R-CNN builders. Modules that
-        imported such a function by name before keep the old one.
+        look: `get_model`, `segbase.get_backbone`, the Faster and Mask R-CNN builders, which stay
+        GluonCV's on our backbone (decision 0041). Modules that imported such a function by name
+        before keep the old one.
 
     Raises:
       MissingExtra: if GluonCV cannot be imported.
@@ -70,13 +71,9 @@ def _module(name):
 
 def _builder(name):
     """Returns a function that builds our network as GluonCV's consumers call for theirs."""
-    def build(pretrained=False, root=None, ctx=None, use_global_stats=False, norm_kwargs=None,
-              base_size=None, crop_size=None, **options):
+    def build(pretrained=False, root=None, ctx=None, base_size=None, crop_size=None, **options):
         # The last two fix the image size of GluonCV's segmentation networks; ours take any.
-        if use_global_stats:
-            norm_kwargs = {**(norm_kwargs or {}), "use_global_stats": True}
-        net = zoo.get_model(name, pretrained=pretrained, root=root, ctx=ctx,
-                            norm_kwargs=norm_kwargs, **options)
+        net = zoo.get_model(name, pretrained=pretrained, root=root, ctx=ctx, **options)
         set_drop_prob(net, 0)
         return net
     build.__name__ = build.__qualname__ = name

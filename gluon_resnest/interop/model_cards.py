@@ -1,6 +1,5 @@
 """Renders docs/model_cards.md: what the published weights are for, from the table of the zoo."""
 from gluon_resnest import zoo
-from gluon_resnest.models.segmentation import SEGMENTERS
 
 PAGE = "model_cards.md"
 
@@ -40,7 +39,8 @@ def render():
                 f"`{name}`", f"{entry.params / 1e6:.2f}", f"{entry.gmacs:.2f}", str(given.crop_px),
                 given.protocol, f"{given.top1:.2f}", f"{given.top5:.2f}" if given.top5 else "",
                 given.source, f"`{given.sha1[0][:8]}`"]) + " |")
-    segmenters = [f"| `{name}` | `{sha1[0][:8]}` |" for name, sha1 in SEGMENTERS.items() if sha1]
+    segmenters = [f"| `{name}` | `{sha1[0][:8]}` |"
+                  for name, sha1 in zoo.SEGMENTERS.items() if sha1]
     return "\n".join([HEAD, *rows, """
 ## Segmentation networks
 

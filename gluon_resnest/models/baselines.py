@@ -9,6 +9,7 @@ from typing import Callable, Optional, Tuple
 from mxnet.gluon import nn
 
 from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.models.dropout import Dropout
 from gluon_resnest.models.gated import Gated
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.models.resnest import (
@@ -160,7 +161,7 @@ class ResNet(Backbone):
                     channels=self.feature_channels[stage], norm=norm))
             self.avgpool = nn.GlobalAvgPool2D()
             self.flat = nn.Flatten()
-            self.drop = nn.Dropout(final_drop) if final_drop else None
+            self.drop = Dropout(final_drop) if final_drop else None
             self.fc = nn.Dense(classes, in_units=self.feature_channels[-1])
 
 

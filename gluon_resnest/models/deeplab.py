@@ -7,6 +7,8 @@ business. Names of children are those of GluonCV's parameter files.
 from mxnet.gluon import nn
 from mxnet.gluon.contrib.nn import HybridConcurrent
 
+from gluon_resnest.models.dropout import Dropout
+
 RATES = (12, 24, 36)    # at stride 8; half of them at stride 16 (2017, section 4.1)
 CHANNELS = 256          # inside the heads, as published
 
@@ -64,7 +66,7 @@ class ASPP(nn.HybridBlock):
                                          dilation=rate * 8 // stride))
         self.concurent.add(ImagePooling(channels, in_channels=in_channels, norm=norm))
         self.project = conv_norm(channels, 1, in_channels=5 * channels, norm=norm)
-        self.project.add(nn.Dropout(0.5 * dropout))
+        self.project.add(Dropout(0.5 * dropout))
 
     def hybrid_forward(self, F, x):
         return self.project(self.concurent(x))
@@ -91,7 +93,7 @@ class DeepLabHead(nn.HybridBlock):
             self.aspp = ASPP(inner, in_channels=channels[3], norm=norm, stride=strides[3],
                              dropout=dropout)
             self.block = conv_norm(inner, 3, in_channels=inner, norm=norm)
-            self.block.add(nn.Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
+            self.block.add(Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, x):
         return self.block(self.aspp(x))
@@ -113,9 +115,9 @@ class DeepLabPlusHead(nn.HybridBlock):
                              dropout=dropout)
             self.low = conv_norm(48, 1, in_channels=channels[0], norm=norm)
             self.block = conv_norm(inner, 3, in_channels=inner + 48, norm=norm)
-            self.block.add(nn.Dropout(0.5 * dropout),
+            self.block.add(Dropout(0.5 * dropout),
                            conv_norm(inner, 3, in_channels=inner, norm=norm),
-                           nn.Dropout(0.1 * dropout),
+                           Dropout(0.1 * dropout),
                            nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, fine, coarse):

@@ -8,6 +8,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.baselines import SqueezeExcitation
+from gluon_resnest.models.dropout import Dropout
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.models.resnest import Backbone, chain, stage_plan
 
@@ -93,7 +94,7 @@ class InvertedBottleneck(nn.HybridBlock):
         self.bn3 = norm(in_channels=spec.channels,
                         gamma_initializer="zeros" if zero_last_gamma and adds else "ones")
         # Dropping all of a sample, and scaling those that stay, is stochastic depth.
-        self.drop = nn.Dropout(spec.drop_path, axes=(1, 2, 3)) if adds and spec.drop_path else None
+        self.drop = Dropout(spec.drop_path, axes=(1, 2, 3)) if adds and spec.drop_path else None
 
     def hybrid_forward(self, F, x):
         residual = chain(x, self.conv1, self.bn1, self.swish1, self.conv2, self.bn2, self.swish2,
@@ -137,7 +138,7 @@ class EfficientNet(Backbone):
             self.relu2 = Swish()
             self.avgpool = nn.GlobalAvgPool2D()
             self.flat = nn.Flatten()
-            self.drop = nn.Dropout(final_drop) if final_drop else None
+            self.drop = Dropout(final_drop) if final_drop else None
             self.fc = nn.Dense(classes, in_units=head)
 
     def hybrid_forward(self, F, x):

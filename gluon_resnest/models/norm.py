@@ -16,7 +16,7 @@ def frozen_batch_norm(**kwargs):
 
     Detectors trained with few images per device keep the statistics of the pretrained network.
     """
-    layer = nn.BatchNorm(use_global_stats=True, **kwargs)
+    layer = nn.BatchNorm(**{**kwargs, "use_global_stats": True})
     for param in (layer.gamma, layer.beta):
         param.grad_req = "null"
     return layer

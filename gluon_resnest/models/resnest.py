@@ -9,6 +9,7 @@ from mxnet.gluon import nn
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.deform import DeformableConv2D
 from gluon_resnest.models.dropblock import DropBlock
+from gluon_resnest.models.dropout import Dropout
 from gluon_resnest.models.graphs import TwoGraphs
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.models.split_attention import SplitAttention
@@ -220,7 +221,7 @@ class ResNeSt(Backbone):
                     zero_last_gamma=zero_last_gamma, dropblock=dropblock if stage > 1 else None))
             self.avgpool = nn.GlobalAvgPool2D()
             self.flat = nn.Flatten()
-            self.drop = nn.Dropout(final_drop) if final_drop else None
+            self.drop = Dropout(final_drop) if final_drop else None
             self.fc = nn.Dense(classes, in_units=self.feature_channels[-1])
 
 

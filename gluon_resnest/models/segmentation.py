@@ -11,6 +11,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.errors import UserError, check_choice
 from gluon_resnest.models.deeplab import DeepLabHead, DeepLabPlusHead, conv_norm, resize_like
+from gluon_resnest.models.dropout import Dropout
 from gluon_resnest.models.graphs import TwoGraphs
 from gluon_resnest.models.norm import norm_layer
 from gluon_resnest.models.resnest import KAIMING, Backbone
@@ -38,7 +39,7 @@ class FCNHead(nn.HybridBlock):
         inner = inner or channels[level] // 4
         with self.name_scope():
             self.block = conv_norm(inner, 3, in_channels=channels[level], norm=norm)
-            self.block.add(nn.Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
+            self.block.add(Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, x):
         return self.block(x)
@@ -74,7 +75,7 @@ class PSPHead(nn.HybridBlock):
         with self.name_scope():
             self.psp = PyramidPooling(channels[3], norm=norm)
             self.block = conv_norm(inner, 3, in_channels=2 * channels[3], norm=norm)
-            self.block.add(nn.Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
+            self.block.add(Dropout(0.1 * dropout), nn.Conv2D(classes, 1, in_channels=inner))
 
     def hybrid_forward(self, F, x):
         return self.block(self.psp(x))
@@ -203,25 +204,3 @@ def parse_name(name):
         return None
     head, backbone, dataset = spelled.groups()
     return Name(head, _BACKBONES.get(backbone, backbone), dataset)
-
-
-# Name -> SHA-1 of the files GluonCV published for it, newest first. Others may be spelled.
-SEGMENTERS = {
-    "deeplab_resnest50_ade": ("a8312db6e30a464151580f2bda83479786455724",),
-    "deeplab_resnest101_ade": ("6d05c630fb7acb38615f7f4d360fb90f47b25042",),
-    "deeplab_resnest200_ade": ("9134a6f7d1399b549d5803d8faed3dfc74efc0d8",),
-    "deeplab_resnest269_ade": ("d45b33dedf4cca13b8147213c5360e30f93685bd",),
-    "deeplab_resnet50_ade": ("c7789b237adc7253405bee57c84d53b15db45942",),
-    "deeplab_resnet101_ade": ("bf1584dfcec12063eff3075ee643e181c0f6d443",),
-    "deeplab_resnet50_citys": ("cf6a7bb3d55360933de647a8505f7936003902a4",),
-    "deeplab_resnet101_citys": ("eb8477a91efc244c85b364c0736664078aaf0e65",),
-    **{f"deeplab_resnest{depth}_{dataset}": () for dataset in ("citys", "pcontext")
-       for depth in (50, 101, 200, 269)},
-    "deeplab_resnet50_pcontext": (),
-    "deeplab_resnet101_pcontext": (),
-    "deeplabplus_resnest200_citys": (),
-    "fcn_resnest50_ade": (),
-    "fcn_resnest50_pcontext": (),
-    "psp_resnest50_ade": (),
-    "psp_resnest50_citys": (),
-}

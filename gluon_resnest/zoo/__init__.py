@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import mxnet as mx
 
-from gluon_resnest.errors import UserError, check_count
+from gluon_resnest.errors import UserError, check_count, nearest
 from gluon_resnest.interop.weights import load_backbone, load_parameters
 from gluon_resnest.models.baselines import ResNet, ResNetArchitecture
 from gluon_resnest.models.detection import build as detection
@@ -13,14 +13,15 @@ from gluon_resnest.models.detection import panoptic
 from gluon_resnest.models.efficientnet import EfficientNet, EfficientNetArchitecture
 from gluon_resnest.models.norm import norm_layer as norm_constructor
 from gluon_resnest.models.resnest import Architecture, FeatureExtractor, ResNeSt
-from gluon_resnest.models.segmentation import SEGMENTERS, parse_name, segmenter
+from gluon_resnest.models.segmentation import parse_name, segmenter
 from gluon_resnest.models.simple_pose import SimplePose
+from gluon_resnest.zoo.options import OPTIONS, refuse_others
 from gluon_resnest.zoo.table import (
-    HIDDEN, VARIANTS, Variant, Weights, is_named, is_same_network, variant)
+    HIDDEN, SEGMENTERS, VARIANTS, Variant, Weights, is_named, is_same_network, variant)
 
-__all__ = ["HIDDEN", "POSE", "VARIANTS", "Variant", "Weights", "backbone_name", "get_model",
-           "is_named", "is_same_network", "list_models", "load_backbone_weights", "load_weights",
-           "pose_model", "segmentation_model", "variant"]
+__all__ = ["HIDDEN", "OPTIONS", "POSE", "SEGMENTERS", "VARIANTS", "Variant", "Weights",
+           "backbone_name", "get_model", "is_named", "is_same_network", "list_models",
+           "load_backbone_weights", "load_weights", "pose_model", "segmentation_model", "variant"]
 
 # Architecture -> its network, and the prefix of its parameters' names.
 _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "resnet_"),
@@ -29,19 +30,6 @@ _NETWORKS = {Architecture: (ResNeSt, "resnest_"), ResNetArchitecture: (ResNet, "
 POSE = "simple_pose_"       # before the name of a backbone: the pose network on it
 _POSE_NAMES = tuple(POSE + backbone for backbone in (
     "resnest50", "resnest101", "resnest200", "resnest269", "resnet50", "resnet101"))
-
-_NORMS = ("norm_layer", "norm_kwargs")
-# What a name stands for -> the options of `get_model` that such a network takes; all others are
-# refused. `pretrained`, `root` and `ctx` are for all.
-OPTIONS = {
-    "classifier": (*_NORMS, "classes", "dilated", "last_gamma", "in_channels", "output_stride",
-                   "dropblock", "final_drop", "features_only", "out_indices", "deform_stages"),
-    "segmentation network": (*_NORMS, "classes", "dilated", "output_stride", "dropblock", "aux"),
-    "pose network": (*_NORMS, "dropblock"),
-    "detector": (*_NORMS, "classes", "dropblock"),
-    "panoptic network": (*_NORMS, "classes", "dropblock"),
-    "network of GluonCV's": (*_NORMS, "classes", "dilated", "last_gamma", "aux"),
-}
 
 
 def list_models(pattern="*"):
@@ -53,7 +41,8 @@ def list_models(pattern="*"):
 def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_layer=None,
               norm_kwargs=None, dilated=False, last_gamma=False, *, in_channels=3,
               output_stride=None, dropblock=None, final_drop=None, features_only=False,
-              out_indices=(0, 1, 2, 3), aux=True, deform_stages=()):
+              out_indices=(0, 1, 2, 3), aux=True, deform_stages=(), use_global_stats=False,
+              pretrained_base=None, **others):
     """Builds a network by name; GluonCV's zoo answers for the names that are its own.
 
     Args:
@@ -77,6 +66,10 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
       out_indices: which of the four feature maps.
       aux: whether a segmentation network has its auxiliary head.
       deform_stages: see `models.resnest.Architecture`; a detector's name says it by _dcn.
+      use_global_stats: GluonCV's word for norms that use their running statistics in training too.
+      pretrained_base: False is GluonCV's word for a backbone without weights, as all are here; see
+        `load_backbone_weights`.
+      others: for networks of GluonCV's.
 
     Raises:
       UserError: if the name is unknown or an argument does not fit; see `OPTIONS`.
@@ -86,14 +79,22 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
         classes=classes, norm_layer=norm_layer, norm_kwargs=norm_kwargs, dilated=dilated,
         last_gamma=last_gamma, in_channels=in_channels, output_stride=output_stride,
         dropblock=dropblock, final_drop=final_drop, features_only=features_only,
-        out_indices=tuple(out_indices), aux=aux, deform_stages=tuple(deform_stages))
+        out_indices=tuple(out_indices), aux=aux, deform_stages=tuple(deform_stages),
+        use_global_stats=use_global_stats, pretrained_base=pretrained_base, **others)
     kind = _kind(name)
     if kind not in ("detector", "panoptic network"):    # which may have names
         check_count("classes", classes)
     check_count("in_channels", in_channels)
     if kind == "network of GluonCV's":
         return _from_gluoncv(name, dict(pretrained=pretrained, root=root, ctx=ctx, **options))
-    _refuse_given(f"{name!r} is a {kind}, which has no", kind, options)
+    refuse_others(f"{name!r} is a {kind}, which has no", kind, _given(options))
+    if pretrained_base and not pretrained:
+        raise UserError("get_model gives a backbone no weights, got pretrained_base="
+                        f"{pretrained_base!r}; leave it out and call zoo.load_backbone_weights "
+                        "with a file or, if it can be had, a published name (docs/model_zoo.md, "
+                        "Getting weights)")
+    if use_global_stats:
+        norm_kwargs = {**(norm_kwargs or {}), "use_global_stats": True}
     if dilated and output_stride not in (None, 8):
         raise UserError(f"dilated=True means output_stride=8, got output_stride={output_stride!r}; "
                         "give one of the two")
@@ -281,7 +282,7 @@ def _published(name):
 
 
 def _from_gluoncv(name, options):
-    """Asks GluonCV's zoo; an absent GluonCV has no names.
+    """Asks GluonCV's zoo.
 
     Args:
       name: in lower case.
@@ -289,28 +290,32 @@ def _from_gluoncv(name, options):
     """
     try:
         from gluoncv import model_zoo
-    except ImportError:
-        return variant(name)  # raises: the name is not ours either
+    except ImportError as error:
+        raise UserError(f"unknown model {name!r}, expected a name of list_models() or, after "
+                        "`pip install 'gluon-resnest[gluoncv]'`, one of GluonCV's"
+                        f"{nearest(name, list_models())}") from error
     if name not in model_zoo.get_model_list():
-        return variant(name)
-    _refuse_given(f"{name!r} is a network of GluonCV's, which knows no", "network of GluonCV's",
-                  options)
+        return variant(name)  # raises: the name is not ours either
+    given = _given(options)
+    refuse_others(f"{name!r} is a network of GluonCV's, which knows no", "network of GluonCV's",
+                  [key for key in given if key in _DEFAULTS])
     try:
-        return model_zoo.get_model(name, **_given(options))
+        return model_zoo.get_model(name, **given)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UserError(f"GluonCV's {name!r} does not take these options: {error}") from error
     except OSError as error:
         raise UserError(f"GluonCV's {name!r} needs a file that GluonCV cannot fetch "
                         f"({type(error).__name__}); put it into GluonCV's folder of weights"
                         ) from error
 
 
-def _refuse_given(sentence, kind, options):
-    """Raises a UserError for the first option given that is not among `OPTIONS` of the kind."""
-    for key in _given(options):
-        if key not in (*OPTIONS[kind], "pretrained", "root", "ctx"):
-            raise UserError(f"{sentence} {key}; leave {key} out, or take one of list_models()")
-
-
 def _given(options):
     """Returns those of `get_model`'s options that are not at their defaults."""
-    parameters = inspect.signature(get_model).parameters
-    return {key: value for key, value in options.items() if value != parameters[key].default}
+    return {key: value for key, value in options.items()
+            if key not in _DEFAULTS or value != _DEFAULTS[key]}
+
+
+_DEFAULTS = {name: each.default for name, each in inspect.signature(get_model).parameters.items()
+             if each.kind is not each.VAR_KEYWORD}

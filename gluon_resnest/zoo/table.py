@@ -169,6 +169,27 @@ VARIANTS = {
 HIDDEN = {"resnest_tiny": Variant(Architecture((1, 1, 1, 1), stem_width=8, widths=(8, 16, 32, 64),
                                                bottleneck_width=64))}
 
+# Name -> SHA-1 of the files GluonCV published for it, newest first. Others may be spelled.
+SEGMENTERS = {
+    "deeplab_resnest50_ade": ("a8312db6e30a464151580f2bda83479786455724",),
+    "deeplab_resnest101_ade": ("6d05c630fb7acb38615f7f4d360fb90f47b25042",),
+    "deeplab_resnest200_ade": ("9134a6f7d1399b549d5803d8faed3dfc74efc0d8",),
+    "deeplab_resnest269_ade": ("d45b33dedf4cca13b8147213c5360e30f93685bd",),
+    "deeplab_resnet50_ade": ("c7789b237adc7253405bee57c84d53b15db45942",),
+    "deeplab_resnet101_ade": ("bf1584dfcec12063eff3075ee643e181c0f6d443",),
+    "deeplab_resnet50_citys": ("cf6a7bb3d55360933de647a8505f7936003902a4",),
+    "deeplab_resnet101_citys": ("eb8477a91efc244c85b364c0736664078aaf0e65",),
+    **{f"deeplab_resnest{depth}_{dataset}": () for dataset in ("citys", "pcontext")
+       for depth in (50, 101, 200, 269)},
+    "deeplab_resnet50_pcontext": (),
+    "deeplab_resnet101_pcontext": (),
+    "deeplabplus_resnest200_citys": (),
+    "fcn_resnest50_ade": (),
+    "fcn_resnest50_pcontext": (),
+    "psp_resnest50_ade": (),
+    "psp_resnest50_citys": (),
+}
+
 _GRAMMAR = re.compile(r"resnest(\d+)(_fast)?_(\d)s(\d+)x(\d+)d")
 
 

@@ -136,8 +136,8 @@ def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", no
         fpn_norm = functools.partial(fpn_norm, epsilon=conventions.fpn_norm_eps)
     head_norm = norm_layer(norms.heads, norm_kwargs) if norms.heads else None
     freeze_stages(backbone, frozen_stages)
-    features = FeaturePyramid(backbone, FPN(backbone.feature_channels, channels=channels,
-                                            norm=fpn_norm, p6=conventions.p6))
+    features = FeaturePyramid(backbone, FPN(backbone.feature_channels, backbone.feature_strides,
+                                            channels=channels, norm=fpn_norm, p6=conventions.p6))
     stages = _stages(conventions, len(classes), cascade, lambda: BoxHead(
         channels, size=BOX_SIZE, conv_channels=channels, fc_channels=fc_channels, norm=head_norm,
         **BOX_HEADS[box_head]))

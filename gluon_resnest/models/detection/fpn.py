@@ -1,28 +1,37 @@
-"""Feature pyramid (Lin et al. 2017): the same channels at strides 4 to 64."""
+"""Feature pyramid (Lin et al. 2017): the same channels at strides that double."""
 from mxnet.gluon import nn
 
+from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection.conv_norm import XAVIER, ConvNorm, block_list
 
 
 class FPN(nn.HybridBlock):
     """(c2, c3, c4, c5) to [p2, p3, p4, p5, p6], each (N, channels, H / stride, W / stride).
 
-    Strides are 4 to 64, sizes are rounded up. A coarser map is repeated 2x2 and what is beyond the
-    finer one cut off, so that images of any size do.
+    Sizes are rounded up. A coarser map is repeated 2x2 and what is beyond the finer one cut off,
+    so that images of any size do.
 
     Args:
-      in_channels: of the four maps.
+      in_channels, strides: of the four maps.
       channels: of all outputs.
       norm: constructor of a normalisation layer after each convolution; None for biases.
       p6: see `Conventions`.
 
     Attributes:
       channels: as given.
+      strides: of the five maps, in pixels of the image.
+
+    Raises:
+      UserError: unless each stride is twice the one before.
     """
 
-    def __init__(self, in_channels, *, channels=256, norm=None, p6="pool"):
+    def __init__(self, in_channels, strides, *, channels=256, norm=None, p6="pool"):
         super().__init__()
-        self.channels = channels
+        if any(coarse != 2 * fine for fine, coarse in zip(strides, strides[1:])):
+            raise UserError("a feature pyramid needs maps of which each has twice the stride of "
+                            f"the one before, got strides {tuple(strides)}; build the backbone "
+                            "without output_stride or dilated")
+        self.channels, self.strides = channels, (*strides, 2 * strides[-1])
         self.laterals = block_list(
             ConvNorm(channels, 1, in_channels=inputs, init=XAVIER, norm=norm)
             for inputs in in_channels)
@@ -54,8 +63,7 @@ class FeaturePyramid(nn.HybridBlock):
 
     def __init__(self, backbone, fpn):
         super().__init__()
-        self.backbone, self.fpn = backbone, fpn
-        self.strides = tuple(backbone.feature_strides) + (2 * backbone.feature_strides[-1],)
+        self.backbone, self.fpn, self.strides = backbone, fpn, fpn.strides
 
     def hybrid_forward(self, F, x):
         return self.fpn(*self.backbone.features(x))

@@ -9,7 +9,7 @@ from mxnet import nd
 from gluon_resnest.errors import UserError, check_count, nearest
 from gluon_resnest.models.detection.build import COCO_CLASSES, detector, norms_of
 from gluon_resnest.models.detection.semantic_head import (
-    FACTOR, LEVELS, SemanticHead, semantic_loss, upsampled)
+    LEVELS, SemanticHead, semantic_loss, upsampled)
 from gluon_resnest.models.detection.sized import SizedImages, sizes_of
 from gluon_resnest.models.norm import norm_layer
 
@@ -77,7 +77,7 @@ class PanopticFPN(SizedImages):
         """
         maps = self.features(images)
         results = self.detector.losses_on(maps, sizes, objects, rngs, *counted)
-        loss = semantic_loss(self.semantic(*maps[:LEVELS]), labels)
+        loss = semantic_loss(self.semantic(*maps[:LEVELS]), labels, self.features.strides[0])
         return {**results, "semantic": loss._replace(total=loss.total * self._weight)}
 
     def pixels(self, x):
@@ -90,7 +90,7 @@ class PanopticFPN(SizedImages):
         return (*found, self._pixels(F, x, maps))
 
     def _pixels(self, F, x, maps):
-        logits = upsampled(F, self.semantic(*maps[:LEVELS]), FACTOR)
+        logits = upsampled(F, self.semantic(*maps[:LEVELS]), self.features.strides[0])
         return F.slice_like(logits, x, axes=(2, 3))
 
 

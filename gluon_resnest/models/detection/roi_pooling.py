@@ -5,7 +5,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.models.detection import boxes as box
 
-CANONICAL_SIDE, CANONICAL_LEVEL = 224, 2    # a RoI of 224 pixels is pooled from p4
+CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16      # a RoI of 224 pixels is pooled at stride 16
 # Narrower RoIs count as empty: MXNet aborts the process at a width of 0 after rounding.
 SMALLEST_SIDE = 1e-2
 FAR = 100       # positions of a map
@@ -19,7 +19,7 @@ class RoIPooling(nn.HybridBlock):
 
     Args:
       size: positions on each side.
-      strides: of the maps.
+      strides: of the maps, each twice the one before.
       conventions: tells alignment and sampling.
     """
 
@@ -55,5 +55,6 @@ class RoIPooling(nn.HybridBlock):
         if self._conventions.legacy_pixels:
             width, height = width + 1, height + 1
         scale = F.sqrt(width * height) / CANONICAL_SIDE + 1e-8
-        levels = F.floor(F.log(scale) / math.log(2) + CANONICAL_LEVEL)
+        canonical = math.log2(CANONICAL_STRIDE / self._strides[0])
+        levels = F.floor(F.log(scale) / math.log(2) + canonical)
         return F.clip(levels, 0, len(self._strides) - 1)

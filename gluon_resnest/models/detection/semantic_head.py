@@ -8,7 +8,6 @@ from gluon_resnest.models.detection.losses import Loss
 from gluon_resnest.models.pixel_loss import PixelCrossEntropy
 
 LEVELS = 4              # p2 to p5
-FACTOR = 4              # stride of p2
 VOID = 255              # label of a pixel that neither trains nor counts
 
 
@@ -17,8 +16,8 @@ class SemanticHead(nn.HybridBlock):
 
     Each map comes to the size of p2 by 3x3 convolutions with norm and ReLU, each followed by
     twofold bilinear upsampling; p2 has one convolution and no upsampling. Their sum is classified.
-    What is beyond a finer map is cut off, so that images of any size do. FACTOR times as high and
-    wide, the logits have the size of the image.
+    What is beyond a finer map is cut off, so that images of any size do. Enlarged by the stride of
+    p2, the logits have the size of the image.
 
     Args:
       in_channels: C.
@@ -52,15 +51,16 @@ def upsampled(F, x, factor):
                                       align_corners=False)
 
 
-def semantic_loss(logits, labels):
+def semantic_loss(logits, labels, stride):
     """Returns the `Loss` of all pixels but VOID: the sum of their cross entropies, their number.
 
     Args:
       logits: NDArray (N, K, h, w), before upsampling.
-      labels: numpy (N, H, W), 0..K-1 or VOID; at most FACTOR times as high and wide.
+      labels: numpy (N, H, W), 0..K-1 or VOID; at most `stride` times as high and wide.
+      stride: of the logits, in pixels of the image.
     """
     valid = labels != VOID
-    whole = np.full((len(labels), *(FACTOR * side for side in logits.shape[2:])), -1, np.float32)
+    whole = np.full((len(labels), *(stride * side for side in logits.shape[2:])), -1, np.float32)
     whole[:, :labels.shape[1], :labels.shape[2]] = np.where(valid, labels, -1)
     total = _ENTROPY(logits, nd.array(whole, ctx=logits.context))
     return Loss(total, float(valid.sum()))

@@ -1,0 +1,14 @@
+"""Dropout whose masks follow from the seed on every device."""
+from mxnet.gluon import nn
+
+
+class Dropout(nn.Dropout):
+    """Gluon's layer without cuDNN's kernel, whose state `mx.random.seed` does not reach.
+
+    So it is in MXNet 1.9.1 (apache/mxnet#15662; the mending, #19209, is in 2.0 only).
+    """
+
+    def hybrid_forward(self, F, x):
+        if self._rate == 0:
+            return F.identity(x)
+        return F.Dropout(x, p=self._rate, axes=self._axes, name="fwd", cudnn_off=True)
