@@ -33,8 +33,8 @@ MASKS = DetectionRecipe(
     network="cascade_mask_rcnn_fpn_resnest50_coco", source="Tables 6, 11; d2/configs",
     precise_bn_batches=200, expect_ap=46.19, expect_mask_ap=39.55)
 
-# Tables 9, 10 and 12 have no configuration; d2/configs has Faster ResNeSt-50 with DCNv2.
-ASSUMED_DCN = "assumed: d2/configs without DCNv2, and its DCNv2 of ResNeSt-50"
+# Tables 9, 10 and 12 have no configuration; DCNv2 is in those of ResNeSt-50 and 200 alone.
+ASSUMED_DCN = "assumed: d2/configs of ResNeSt-101 with the DCNv2 of its others"
 
 # d2/configs/..._all_tricks_3x: crops, 8 convolutions in the mask head, larger training images, 3x.
 TRICKS = replace(
