@@ -31,11 +31,12 @@ MMDETECTION = replace(
     milestones="8,11", warmup_iterations=500, decay="all", precise_bn_batches=0, expect_ap=42.0,
     source="mmdetection's page of ResNeSt")
 
-# dmlc/web-data, gluoncv/logs/detection/faster_rcnn_fpn_syncbn_resnest*_coco.sh: 26 epochs.
+# dmlc/web-data, gluoncv/logs/detection/faster_rcnn_fpn_syncbn_resnest*_coco.sh: 26 epochs. GluonCV
+# resizes as mmdetection does: OpenCV's bilinear interpolation, both limits at once.
 GLUONCV = replace(
-    PAPER, conventions="gluoncv", unit="epochs", length=26, milestones="20,24",
-    warmup_iterations=500, warmup_from=0.3333, frozen_stages=0, decay="all", precise_bn_batches=0,
-    expect_ap=42.7, source="GluonCV model zoo; web-data")
+    PAPER, conventions="gluoncv", resize="mmdetection", unit="epochs", length=26,
+    milestones="20,24", warmup_iterations=500, warmup_from=0.3333, frozen_stages=0, decay="all",
+    precise_bn_batches=0, expect_ap=42.7, source="GluonCV model zoo; web-data")
 
 # A trial for the CPU: eight images learned by heart (docs/detection.md).
 BY_HEART = DetectionRecipe(

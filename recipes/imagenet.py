@@ -37,8 +37,10 @@ RESNET_D = replace(
     SMALL, network="resnet50d", epochs=120, mixup_alpha=0.0, auto_augment="none", dropblock=0.0,
     source="Table 2; GluonCV resnet50_v1d.sh (fp16 there)", expect_top1=78.31)
 
+RESNET_D_MIXUP = replace(RESNET_D, epochs=200, mixup_alpha=0.2)
+
 # Table 3 quotes its other baselines from their papers and names no recipe for them.
-QUOTED = replace(RESNET_D, source="Table 3, quoted there; recipe assumed: that of ResNetD-50")
+QUOTED = replace(RESNET_D, source="Table 3, quoted there; recipe assumed: ResNetD-50's of Table 2")
 
 # The ResNet rows of detection and of segmentation stand on other forms than those of Table 3: the
 # first 1x1 convolution strides, or the stem is deep (docs/detection.md, docs/segmentation.md).
@@ -50,10 +52,7 @@ RECIPES = {
     "resnest101": replace(
         PAPER, network="resnest101", batch=4096, eval_px=256, expect_top1=82.83,
         expect_top1_320=83.00, source="GluonCV model zoo, at 320 Table 3; web-data resnest101.sh; "
-        "Table 1 has 82.8, Table 4 83.0"),
-    "resnest101@224": replace(
-        PAPER, network="resnest101", batch=4096, expect_top1=82.27, expect_top1_320=83.00,
-        source="Table 3 (the training of resnest101, evaluated at 224)"),
+        "the authors' README has 82.81, Table 1 82.8, Table 4 83.0; at 224 Table 3 has 82.27"),
     "resnest200": replace(
         PAPER, network="resnest200", batch=2048, crop_px=256, eval_px=320, expect_top1=83.88,
         expect_top1_320=None, source="the authors' README; web-data resnest200.sh; GluonCV model "
@@ -76,24 +75,24 @@ RECIPES = {
         FAST, network=f"resnest50_fast_{variant}", expect_top1=top1,
         source=f"{printed}; {TRAINED_AS_50}")
        for variant, top1, printed in [
-           ("0s1x64d", 79.41, "Table 2"), ("1s1x64d", 80.35, "Table 2 and ablation.md"),
+           # ResNetD-50, printed twice: with AutoAugment, and as radix 0 of the ablation.
+           ("0s1x64d", 79.41, "Table 2, left and right; DropBlock assumed"),
+           ("1s1x64d", 80.35, "Table 2 and ablation.md"),
            ("4s1x64d", 80.90, "Table 2 and ablation.md"), ("1s2x40d", 80.72, "ablation.md"),
            ("2s2x40d", 80.84, "ablation.md; Table 2 has 81.00"),
            ("4s2x40d", 81.17, "ablation.md"), ("1s4x24d", 80.97, "ablation.md")]},
     "resnet50d": RESNET_D,
-    "resnet50d_mixup": replace(RESNET_D, epochs=200, mixup_alpha=0.2, expect_top1=79.15,
-                               expect_top1_320=79.70,
+    "resnet50d_mixup": replace(RESNET_D_MIXUP, expect_top1=79.15, expect_top1_320=79.70,
                                source="Tables 2, 3; GluonCV resnet50_v1d-mixup.sh (fp16 there)"),
-    "resnet50d_autoaug": replace(PAPER, network="resnet50d", dropblock=0.0, expect_top1=79.41,
-                                 expect_top1_320=None,
-                                 source="Table 2; no command published: that of ResNeSt-50"),
+    "resnet101d": replace(RESNET_D_MIXUP, network="resnet101d", expect_top1=80.54,
+                          expect_top1_320=81.26,
+                          source="Table 3; GluonCV resnet101_v1d.sh (fp16 there)"),
     **{network: replace(QUOTED, network=network, expect_top1=top1, expect_top1_320=top1_320)
        for network, top1, top1_320 in [
            ("resnet50", 76.15, 76.86), ("resnext50_32x4d", 77.77, 78.95),
            ("senet50", 78.88, 80.29), ("sknet50", 79.21, 80.68),
            ("resnet101", 77.37, 78.17), ("resnext101_32x4d", 78.89, 80.14),
-           ("senet101", 79.42, 81.39), ("resnet101d", 80.54, 81.26),
-           ("sknet101", 79.81, 81.60)]},
+           ("senet101", 79.42, 81.39), ("sknet101", 79.81, 81.60)]},
     **{network: replace(
         RESNET_D, network=network, expect_top1=None, source="backbone of the ResNet rows of "
         f"{tables} (no recipe published); assumed: that of ResNetD-50")

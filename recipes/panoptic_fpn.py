@@ -24,11 +24,13 @@ from gluon_resnest.config import PanopticRecipe
 from gluon_resnest.tasks.panoptic import PanopticSegmentation
 
 # zhanghang1989/ResNeSt, d2/configs, Panoptic FPN with all tricks, on Detectron2's defaults:
-# Cascade, SyncBN in all parts, 3x, larger images; the semantic head's loss has weight 0.5.
+# Cascade, SyncBN in all parts but the mask head, 3x, larger images in training; the semantic head's
+# loss has weight 0.5.
 PAPER = PanopticRecipe(
     network="panoptic_cascade_fpn_resnest200_coco", source="d2/configs, panoptic tricks 3x",
     length=270000, milestones="240000,255000", short_px="400,1000", sampling="range", max_px=1440,
-    precise_bn_batches=200, expect_pq=47.90, expect_ap=51.00, expect_mask_ap=43.68)
+    eval_max_px=1333, norm="sync,sync,sync,none", precise_bn_batches=200, expect_pq=47.90,
+    expect_ap=51.00, expect_mask_ap=43.68)
 UNPUBLISHED = replace(PAPER, source="as resnest200; no number published", expect_pq=None,
                       expect_ap=None, expect_mask_ap=None)
 

@@ -200,6 +200,10 @@ def test_paper_tables_name_networks_of_the_zoo():
     entries = TOOL.entries_of(flags, print)
     assert [(entry.label, entry.job["size"], entry.images) for entry in entries[:3]] == [
         ("resnest101", 256, 16), ("resnest200", 320, 16), ("resnest269", 416, 16)]
+    entries = TOOL.entries_of(TOOL.parse(["infer", "--paper", "speeds", "--threads", "1"]), print)
+    labels = [entry.label for entry in entries]
+    assert {"resnest50 at 224", "resnest50 at 256", "resnest50 at 320", "resnest200"} < set(labels)
+    assert len(set(labels)) == len(labels)
 
 
 def test_workers_have_cpus_of_their_own(monkeypatch):

@@ -73,6 +73,13 @@ def test_gluoncvs_detector_computes_the_same_after_conversion(theirs, tmp_path):
             assert close(ours[level].reshape((-1,)),
                          layer(hidden).transpose((0, 2, 3, 1)).reshape((-1,)))
         assert close(anchors[level], theirs.rpn.anchor_generator[level](feature_map))
+    small = [each / each.abs().max() for each in maps]      # or boxes leave the image
+    _, proposed = theirs.rpn(image, *small)
+    corners = proposed[0].asnumpy()
+    corners = corners[(corners[:, 2:] > corners[:, :2]).all(axis=1)]       # ours have an area
+    boxes, _ = net.test_proposals(mx.nd.array([[64, 96]]), *net.rpn(*small))
+    assert len(corners) > 100 and boxes.shape[1] == 1000
+    np.testing.assert_allclose(boxes[0, :len(corners)].asnumpy(), corners, atol=1e-2)
     back = convert.from_gluon(done.tensors, "gluoncv", "gluoncv")
     # The pyramid's norms have scales that its network ignores (fix_gamma): they come back as 1.
     assert equal(back, {

@@ -72,13 +72,15 @@ def test_the_backbone_of_a_detector_is_recognised(backbone):
                          "conventions='detectron2', norms='batch', box_head='4conv1fc')")
 
 
-def test_unusual_sizes_are_read_off():
+@pytest.mark.parametrize("parts", [dict(fpn=None), dict(masks=None), dict(heads=None),
+                                   dict(heads=None, masks="batch")], ids=str)
+def test_unusual_norms_and_sizes_are_read_off(parts):
     net = detector("mask_rcnn_fpn_resnest_tiny_coco", get_model, classes=5, mask_convs=8,
-                   norms=replace(NORMS["batch"], fpn=None), channels=8, fc_channels=32)
+                   norms=replace(NORMS["batch"], **parts), channels=8, fc_channels=32)
     tensors = {name: np.zeros(param.shape, np.float32)
                for name, param in net._collect_params_with_prefix().items()}
     done = convert.to_gluon(convert.from_gluon(tensors, "detectron2", "detectron2"), model=TINY)
-    assert done.call.endswith("norms=Norms(backbone='batch', fpn=None, heads='batch'), "
+    assert done.call.endswith(f"norms={replace(NORMS['batch'], **parts)!r}, "
                               "box_head='4conv1fc', mask_convs=8, channels=8, fc_channels=32)")
 
 

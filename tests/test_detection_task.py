@@ -320,6 +320,22 @@ def test_norms_of_backbone_pyramid_and_heads():
     assert net.mask_heads[0].convs[0].norm is None
 
 
+def test_mask_heads_may_have_another_norm():
+    net = make_task(dataclasses.replace(RECIPE, norm="sync,sync,sync,none",
+                                        box_head="4conv1fc")).net
+    assert type(net.stages[0].head.convs[0].norm).__name__ == "SyncBatchNorm"
+    conv = net.mask_heads[0].convs[0]
+    assert conv.norm is None and conv.conv.bias is not None
+
+
+def test_evaluation_images_have_a_limit_of_their_own():
+    recipe = dataclasses.replace(RECIPE, max_px=96, eval_max_px=70)
+    task = make_task(recipe)
+    assert task._val.dataset.transform.max_px == 70
+    assert max(max(batch.images.shape[2:]) for batch in task._val.epoch(0)) <= 96
+    assert task._train.dataset.transform.max_px == 96
+
+
 def test_widths_are_those_of_the_recipe():
     net = make_task(dataclasses.replace(RECIPE, channels=12, fc_channels=20)).net
     assert net.rpn.conv.weight.shape[0] == net.mask_heads[0].convs[0].conv.weight.shape[0] == 12
@@ -345,11 +361,13 @@ def test_a_few_clear_images_are_picked_and_evaluated(data_root):
 
 @pytest.mark.parametrize("change, message", [
     ({"short_px": "640;800"}, "short_px must be whole numbers with commas"),
-    ({"short_px": "640"}, "short_px and eval_px must lie between 1 and max_px"),
+    ({"short_px": "640"}, "short_px must lie between 1 and max_px"),
     ({"eval_scales": "400,5000"}, "eval_scales must lie between"),
     ({"eval_flip": True}, "eval_flip belongs to test-time augmentation"),
     ({"milestones": "1,1"}, "milestones must ascend"),
     ({"milestones": "2"}, "milestones must ascend and lie within length"),
+    ({"eval_px": 97}, r"eval_px must not exceed eval_max_px, or max_px without one \(=96\)"),
+    ({"eval_max_px": 63}, "eval_px must not exceed eval_max_px"),
     ({"norm": "sync,none"}, "norm must be sync, batch or frozen, or three"),
     ({"norm": "none,sync,sync"}, "norm must be sync")])
 def test_recipe_mistakes_are_sentences(change, message):

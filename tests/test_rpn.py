@@ -32,12 +32,13 @@ def slow_nms(boxes, scores, threshold):
 
 
 def slow_proposals(image, size, logits, deltas, anchors, conventions, pre_nms, post_nms):
-    found = []
-    for level in range(len(logits)):
-        scores = logits[level][image].asnumpy()
+    found, levels = [], range(len(logits))
+    for group in [[level] for level in levels] if conventions.rpn_each_level else [levels]:
+        scores = np.concatenate([logits[level][image].asnumpy() for level in group])
         order = np.argsort(-scores)[:pre_nms]
-        decoded = box.decode(nd, anchors[level][0], deltas[level][image],
-                             conventions.rpn_weights, conventions).asnumpy()[order]
+        decoded = np.concatenate([
+            box.decode(nd, anchors[level][0], deltas[level][image], conventions.rpn_weights,
+                       conventions).asnumpy() for level in group])[order]
         decoded = np.clip(decoded, 0, [size[1], size[0]] * 2)
         there = (decoded[:, 2] > decoded[:, 0]) & (decoded[:, 3] > decoded[:, 1])
         decoded, scores = decoded[there], scores[order][there]
@@ -49,7 +50,8 @@ def slow_proposals(image, size, logits, deltas, anchors, conventions, pre_nms, p
 @pytest.mark.parametrize("post_nms", [12, 60])
 def test_proposals_equal_the_slow_twin(conventions, post_nms, hybridize):
     rpn, maps = head(conventions)
-    proposals = Proposals(conventions, pre_nms=20, post_nms=post_nms)
+    pre_nms = 20 if conventions.rpn_each_level else 70
+    proposals = Proposals(conventions, pre_nms=pre_nms, post_nms=post_nms)
     if hybridize:
         rpn.hybridize()
         proposals.hybridize()
@@ -58,7 +60,7 @@ def test_proposals_equal_the_slow_twin(conventions, post_nms, hybridize):
     boxes, scores = (array.asnumpy() for array in proposals(nd.array(sizes), *said))
     assert boxes.shape == (2, post_nms, 4)
     for image in range(2):
-        expected = slow_proposals(image, sizes[image], *said, conventions, 20, post_nms)
+        expected = slow_proposals(image, sizes[image], *said, conventions, pre_nms, post_nms)
         there = scores[image] > NO_BOX / 2
         assert there.sum() == len(expected)
         np.testing.assert_allclose(scores[image][there], expected[:, 0], atol=1e-4)
@@ -70,6 +72,16 @@ def test_no_more_rows_than_all_levels_can_give():
     rpn, maps = head()
     boxes, _ = Proposals(DETECTRON2, pre_nms=3, post_nms=1000)(nd.array([[24, 32]]), *rpn(*maps))
     assert boxes.shape == (2, 15, 4)
+
+
+@pytest.mark.parametrize("each_level, best", [(True, [3, 2, 1]), (False, [3, 1])])
+def test_boxes_of_two_levels_compete_only_where_levels_are_thinned_together(each_level, best):
+    conventions = replace(DETECTRON2, rpn_each_level=each_level)
+    anchors = [nd.array([[[0, 0, 10, 10], [12, 12, 15, 15]]]), nd.array([[[0, 0, 10, 9]]])]
+    _, scores = Proposals(conventions, pre_nms=3, post_nms=3)(
+        nd.array([[20, 20]]), [nd.array([[2.0, 1.0]]), nd.array([[3.0]])],
+        [nd.zeros((1, 2, 4)), nd.zeros((1, 1, 4))], anchors)
+    assert [score for score in scores.asnumpy()[0] if score > NO_BOX / 2] == best
 
 
 def test_logits_deltas_and_anchors_have_one_order():

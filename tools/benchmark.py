@@ -26,13 +26,15 @@ from pathlib import Path
 from gluon_resnest.benchmark import report, rounds
 from gluon_resnest.benchmark.competitors import KINDS, PRECISIONS, chosen
 from gluon_resnest.errors import UserError, exit_on_user_error
+from gluon_resnest.reproduction.elsewhere import SPEEDS
 
 PAPER = {       # table -> kind, [(network, pixels)]
-    # What the paper times on a V100, 16 images a batch.
+    # What the paper and its authors time on a V100, 16 images a batch.
     "table2": ("infer", [(f"resnest50_fast_{name}", 224) for name in
                          ("0s1x64d", "1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d",
                           "4s2x40d", "1s4x24d")]),
     "table4": ("infer", [("resnest101", 256), ("resnest200", 320), ("resnest269", 416)]),
+    "speeds": ("infer", [(network, px) for network, px, _ in SPEEDS]),
     # The CIFAR-10 report's, for a T4.
     "cifar1": ("train", [(name, 32) for name in (
         "resnet14_0s1x64d", "resnet14_1s1x64d", "resnest14_0s1x64d", "resnest14_1s1x64d",
@@ -146,11 +148,14 @@ def entries_of(flags, tell):
             "dropblock": 0.0, "parts": 1, "file": flags.deployed or flags.data,
             "engine": flags.engine,
             "auto_augment": flags.auto_augment}
-    entries = []
+    entries, networks = [], PAPER[flags.paper][1] if flags.paper else [(flags.model, flags.size)]
+    models = [model for model, _ in networks]
     for name, competitor in found.items():
-        for model, size in PAPER[flags.paper][1] if flags.paper else [(flags.model, flags.size)]:
+        for model, size in networks:
             for count in counts:
-                label = model if flags.paper else f"{count} worker(s)" if flags.workers else name
+                label = model if models.count(model) == 1 else f"{model} at {size}"
+                if not flags.paper:
+                    label = f"{count} worker(s)" if flags.workers else name
                 cores = [cpus[k * threads:(k + 1) * threads] for k in range(count)]
                 entry = rounds.Entry(label, pythons[competitor.peer], {
                     **base, "competitor": name, "library": competitor.library, "model": model,

@@ -180,7 +180,7 @@ def detection_run(directory):
     from gluon_resnest.tasks import trained_run
     net, recipe = trained_run.open_detection_run(directory)
     return net, detection.card_of(net, recipe.network, short_px=recipe.eval_px,
-                                  max_px=recipe.max_px)
+                                  max_px=recipe.longest_eval_px, resize=recipe.resize)
 
 
 def panoptic_run(directory):
@@ -190,8 +190,8 @@ def panoptic_run(directory):
     net, recipe = trained_run.open_panoptic_run(directory)
     return net, panoptic.card_of(
         net, recipe.network, confidence=recipe.confidence, overlap=recipe.overlap,
-        stuff_area=recipe.stuff_area, short_px=recipe.eval_px, max_px=recipe.max_px,
-        class_names=net.detector.classes + net.stuff)
+        stuff_area=recipe.stuff_area, short_px=recipe.eval_px, max_px=recipe.longest_eval_px,
+        resize=recipe.resize, class_names=net.detector.classes + net.stuff)
 
 
 def network_of(flags):

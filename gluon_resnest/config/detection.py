@@ -6,8 +6,6 @@ from typing import Optional
 from gluon_resnest.config.fields import REQUIRED, Recipe, setting, with_update_settings
 from gluon_resnest.errors import UserError
 
-PARTS = ("backbone", "pyramid", "heads")
-
 
 @dataclass(frozen=True)
 @with_update_settings
@@ -29,7 +27,8 @@ class DetectionRecipe(Recipe):
                                choices=("detectron2", "mmdetection", "gluoncv"))
     norm: str = setting("sync", "batch norm over the images of all workers (sync), of each worker "
                         "(batch), or the backbone's statistics kept and no other norm (frozen); or "
-                        "those of backbone, pyramid and heads, such as frozen,sync,none")
+                        "those of backbone, pyramid, heads and maybe, where they differ, mask "
+                        "heads, such as frozen,sync,none")
     frozen_stages: int = setting(2, "of the backbone, stem first, learn nothing", low=0, high=5)
     box_head: str = setting("4conv1fc", "layers of the box head", choices=("4conv1fc", "2fc"))
     mask_convs: int = setting(4, "convolutions of the mask head", low=1)
@@ -75,7 +74,7 @@ class DetectionRecipe(Recipe):
     sampling: str = setting("choice", "the shorter side is one of them, or any number in their "
                             "range", choices=("choice", "range"))
     max_px: int = setting(1333, "limit of the longer side", low=32)
-    resize: str = setting("detectron2", "framework whose resizing it is",
+    resize: str = setting("detectron2", "framework whose resizing it is; GluonCV's as mmdetection",
                           choices=("detectron2", "mmdetection"))
     flip: bool = setting(True, "mirror half of the training images")
     crop: Optional[float] = setting(None, "random crops keep at least this share of height and "
@@ -91,6 +90,7 @@ class DetectionRecipe(Recipe):
                         low=0)
     # evaluation
     eval_px: int = setting(800, "shorter side of evaluation images", low=32)
+    eval_max_px: Optional[int] = setting(None, "limit of their longer side; none: max_px", low=32)
     eval_scales: str = setting("", "shorter sides of test-time augmentation, such as 400,600,800; "
                                "empty: none")
     eval_scales_max_px: int = setting(4000, "limit of their longer sides", low=32)
@@ -106,9 +106,12 @@ class DetectionRecipe(Recipe):
     def __post_init__(self):
         super().__post_init__()
         sizes, scales = self._numbers("short_px"), self._numbers("eval_scales", empty=True)
-        if min(sizes) < 1 or max(sizes) > self.max_px or self.eval_px > self.max_px:
-            raise UserError(f"short_px and eval_px must lie between 1 and max_px (={self.max_px}), "
-                            f"got {self.short_px} and {self.eval_px}")
+        if min(sizes) < 1 or max(sizes) > self.max_px:
+            raise UserError(f"short_px must lie between 1 and max_px (={self.max_px}), got "
+                            f"{self.short_px}")
+        if self.eval_px > self.longest_eval_px:
+            raise UserError("eval_px must not exceed eval_max_px, or max_px without one "
+                            f"(={self.longest_eval_px}), got {self.eval_px}")
         if scales and (min(scales) < 1 or max(scales) > self.eval_scales_max_px):
             raise UserError("eval_scales must lie between 1 and eval_scales_max_px "
                             f"(={self.eval_scales_max_px}), got {self.eval_scales}")
@@ -120,10 +123,11 @@ class DetectionRecipe(Recipe):
             raise UserError(f"milestones must ascend and lie within length (={self.length}), got "
                             f"{self.milestones!r}")
         words = self.norm.split(",")
-        if len(words) not in (1, len(PARTS)) or not set(words) <= {"sync", "batch", "frozen",
-                                                                   "none"} or words[0] == "none":
-            raise UserError("norm must be sync, batch or frozen, or three of sync, batch, frozen "
-                            f"and none (not for the backbone) with commas, got {self.norm!r}")
+        if len(words) not in (1, 3, 4) or words[0] == "none" or not set(words) <= {
+                "sync", "batch", "frozen", "none"}:
+            raise UserError("norm must be sync, batch or frozen, or three or four of sync, batch, "
+                            "frozen and none (not for the backbone) with commas, got "
+                            f"{self.norm!r}")
 
     def _numbers(self, name, *, empty=False):
         """Returns the whole numbers of a field with commas between them."""
@@ -133,6 +137,11 @@ class DetectionRecipe(Recipe):
             raise UserError(f"{name} must be whole numbers with commas between, such as 640,800, "
                             f"got {text!r}")
         return tuple(map(int, words))
+
+    @property
+    def longest_eval_px(self):
+        """The limit of the longer side of evaluation images."""
+        return self.max_px if self.eval_max_px is None else self.eval_max_px
 
     @property
     def short_sides(self):
@@ -146,7 +155,7 @@ class DetectionRecipe(Recipe):
 
     @property
     def norms(self):
-        """The norm policies of backbone, pyramid and heads; None is no norm."""
+        """The norm policies of backbone, pyramid, heads and maybe mask heads; None is no norm."""
         words = self.norm.split(",")
         if len(words) == 1:
             words = [self.norm] + 2 * ["none" if self.norm == "frozen" else self.norm]
@@ -186,6 +195,7 @@ class DetectionRecipe(Recipe):
         """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""
         return dataclasses.replace(
             self, unit="epochs", length=2, milestones="", warmup_iterations=0, batch=2 * workers,
-            short_px="64", eval_px=64, max_px=96, eval_scales="", eval_flip=False, max_pixels=None,
-            pick=0, roi_samples=8, proposals=16, detections=8, eval_every=1, lr=1e-4,
-            expect_ap=None, expect_mask_ap=None, precise_bn_batches=min(1, self.precise_bn_batches))
+            short_px="64", eval_px=64, max_px=96, eval_max_px=None, eval_scales="",
+            eval_flip=False, max_pixels=None, pick=0, roi_samples=8, proposals=16, detections=8,
+            eval_every=1, lr=1e-4, expect_ap=None, expect_mask_ap=None,
+            precise_bn_batches=min(1, self.precise_bn_batches))

@@ -88,8 +88,13 @@ def card_of(net, name, **fields):
     conventions = net.conventions
     return DetectionCard(
         name, len(net.classes), conventions.detections, 28 if len(net.mask_heads) else 0,
-        resize="mmdetection" if conventions.name == "mmdetection" else "detectron2",
-        mean=conventions.mean, std=conventions.std, **fields)
+        mean=conventions.mean, std=conventions.std,
+        **{"resize": resize_rule(conventions), **fields})
+
+
+def resize_rule(conventions):
+    """Returns whose resizing belongs to conventions; GluonCV's is OpenCV's, too."""
+    return "detectron2" if conventions.name.startswith("detectron2") else "mmdetection"
 
 
 def read_card(prefix):

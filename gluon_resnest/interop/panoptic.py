@@ -8,6 +8,7 @@ import numpy as np
 from gluon_resnest.data.detection_transforms import MEAN, RULES, STD
 from gluon_resnest.interop import cards
 from gluon_resnest.interop.card_values import class_names, number, triple, whole
+from gluon_resnest.interop.detection import resize_rule
 from gluon_resnest.interop.task_predictor import BoxPredictor
 from gluon_resnest.interop.trained import with_weights
 from gluon_resnest.models.detection.build import COCO_CLASSES
@@ -105,8 +106,8 @@ def card_of(net, name, **fields):
     conventions = net.detector.conventions
     return PanopticCard(
         name, len(net.detector.classes), len(net.stuff), detections=conventions.detections,
-        resize="mmdetection" if conventions.name == "mmdetection" else "detectron2",
-        mean=conventions.mean, std=conventions.std, **fields)
+        mean=conventions.mean, std=conventions.std,
+        **{"resize": resize_rule(conventions), **fields})
 
 
 def read_card(prefix):

@@ -107,19 +107,19 @@ def _detector(cascade, shape, has, backbone, deform_stages, conventions):
 
 def _norms(has, conventions):
     """Returns the norm policies of training; "frozen" where biases replace all that tell."""
-    def normalised(*convs):
-        """Says whether convolutions are; None if there are none."""
-        if not any(has(f"{conv}.conv.weight") for conv in convs):
-            return None
-        return any(has(f"{conv}.norm.gamma") for conv in convs)
+    def normalised(conv):
+        """Says whether a convolution is; None if there is none."""
+        return has(f"{conv}.norm.gamma") if has(f"{conv}.conv.weight") else None
 
     fpn = normalised("features.fpn.laterals.0") if conventions.fpn_norm else None
-    heads = normalised("stages.0.head.convs.0", "mask_heads.0.convs.0")
-    if False not in (fpn, heads):
+    boxes, masks = map(normalised, ("stages.0.head.convs.0", "mask_heads.0.convs.0"))
+    if False not in (fpn, boxes, masks):
         return "batch"
-    if True not in (fpn, heads):
+    if True not in (fpn, boxes, masks):
         return "frozen"
-    return build.Norms("batch", *(None if part is False else "batch" for part in (fpn, heads)))
+    heads = masks if boxes is None else boxes
+    parts = (fpn, heads) if masks in (None, heads) else (fpn, heads, masks)
+    return build.Norms("batch", *(None if part is False else "batch" for part in parts))
 
 
 def _check_pixels(tensors, naming, conventions):

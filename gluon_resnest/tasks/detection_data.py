@@ -77,7 +77,7 @@ class DetectionData:
         """Returns a loader of evaluation images, without masks, each once."""
         run = self._run
         return DetectionLoader(
-            self.view(self._recipe.eval_px, self._recipe.max_px), seed=0, train=False,
+            self.view(self._recipe.eval_px, self._recipe.longest_eval_px), seed=0, train=False,
             batch=run.eval_batch * self._comm.size, rank=self._comm.rank, size=self._comm.size,
             workers=run.data_workers)
 
@@ -115,7 +115,7 @@ class DetectionData:
         if not recipe.pick:
             return source
         return pick_clear(source, recipe.pick,
-                          EvalTransform(recipe.eval_px, recipe.max_px, **self._pixels))
+                          EvalTransform(recipe.eval_px, recipe.longest_eval_px, **self._pixels))
 
     def _generated(self, split):
         """Returns drawn shapes, or coloured rectangles where there are more classes than shapes."""

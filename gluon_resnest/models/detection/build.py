@@ -43,14 +43,16 @@ Policy = Union[str, Callable]   # see `norm.norm_layer`
 
 @dataclass(frozen=True)
 class Norms:
-    """Norm policies, see `models.norm`, of the three parts; None is no norm, biases instead.
+    """Norm policies, see `models.norm`, of the parts; None is no norm, biases instead.
 
     `NORMS` has the named ones: "frozen" is that of the rows without SyncBN (paper, table 11).
+    Mask heads have that of the heads, unless `masks` is another.
     """
 
     backbone: Policy
     fpn: Optional[Policy]
     heads: Optional[Policy]
+    masks: Optional[Policy] = "heads"
 
 
 NORMS = {"batch": Norms("batch", "batch", "batch"), "sync": Norms("sync", "sync", "sync"),
@@ -135,6 +137,8 @@ def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", no
     if fpn_norm and conventions.fpn_norm_eps:
         fpn_norm = functools.partial(fpn_norm, epsilon=conventions.fpn_norm_eps)
     head_norm = norm_layer(norms.heads, norm_kwargs) if norms.heads else None
+    mask_norm = head_norm if norms.masks == "heads" else (
+        norm_layer(norms.masks, norm_kwargs) if norms.masks else None)
     freeze_stages(backbone, frozen_stages)
     features = FeaturePyramid(backbone, FPN(backbone.feature_channels, backbone.feature_strides,
                                             channels=channels, norm=fpn_norm, p6=conventions.p6))
@@ -145,7 +149,7 @@ def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", no
     return RCNN(features, RPNHead(channels, features.strides, conventions), stages,
                 classes=classes, conventions=conventions,
                 mask_heads=[MaskHead(channels, len(classes), convs=mask_convs, channels=channels,
-                                     norm=head_norm, extra_norm=conventions.mask_extra_norm)
+                                     norm=mask_norm, extra_norm=conventions.mask_extra_norm)
                             for _ in range(heads if masks else 0)],
                 post_nms_train=conventions.cascade_post_nms_train if cascade else None)
 

@@ -30,8 +30,9 @@ class Conventions:
         says; an IoU of 0 never counts.
       rpn_samples, rpn_positive: anchors per image in the loss, and the largest share of objects.
       rpn_normalizer: the RPN's losses are divided by the "quota" of samples or by the "sampled".
+      rpn_each_level: proposals are ranked and go through NMS on each level, not all together.
       rpn_nms, pre_nms_train, pre_nms_test, post_nms_train, post_nms_test: of proposals; `pre` is
-        for each level, `post` for each image.
+        for each level or, without `rpn_each_level`, as `post` for each image.
       roi_iou, cascade_iou: RoIs from this IoU on are objects.
       roi_samples, roi_positive: RoIs per image in the losses, and the largest share of objects.
       box_weights, cascade_weights: divisors of the deltas.
@@ -68,6 +69,7 @@ class Conventions:
     rpn_samples: int = 256
     rpn_positive: float = 0.5
     rpn_normalizer: str = "quota"
+    rpn_each_level: bool = True
     rpn_nms: float = 0.7
     pre_nms_train: int = 2000
     pre_nms_test: int = 1000
@@ -125,8 +127,8 @@ MMDETECTION = Conventions(
 GLUONCV = Conventions(
     "gluoncv", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), legacy_pixels=True,
     max_log_scale=4.14, rpn_normalizer="sampled", rpn_beta=0.001, box_beta=0.001,
-    pre_nms_train=2400, pre_nms_test=1200, post_nms_train=2000, aligned=False, sampling_ratio=2,
-    p6="conv", fpn_norm_eps=1e-3, mask_extra_norm=True)
+    rpn_each_level=False, pre_nms_train=12000, pre_nms_test=6000, post_nms_train=2000,
+    aligned=False, sampling_ratio=2, p6="conv", fpn_norm_eps=1e-3, mask_extra_norm=True)
 
 _KNOWN = {each.name: each for each in (DETECTRON2, MMDETECTION, GLUONCV)}
 NAMES = tuple(_KNOWN)

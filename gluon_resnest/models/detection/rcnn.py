@@ -68,8 +68,7 @@ class RCNN(SizedImages):
         strides = features.strides[:-1]
         self.box_pooling = RoIPooling(BOX_SIZE, strides, conventions)
         self.mask_pooling = RoIPooling(MASK_SIZE, strides, conventions) if mask_heads else None
-        self._proposals = min(conventions.post_nms_test,
-                              conventions.pre_nms_test * len(features.strides))
+        self._proposals = self.test_proposals.count(len(features.strides))
         self.set_nms(conventions.nms,
                      max(CANDIDATES, _CANDIDATES_PER_DETECTION * conventions.detections),
                      conventions.detections)

@@ -51,21 +51,28 @@ class RPNHead(nn.HybridBlock):
 
 class Proposals(nn.HybridBlock):
     """Keeps the best boxes: of each level the `pre_nms` highest scores, then NMS on each level,
-    then the `post_nms` highest of all levels together.
+    then the `post_nms` highest of all levels together. Where `rpn_each_level` is off in the
+    conventions, all levels are ranked together and thinned by one NMS.
 
     Inputs: sizes (N or 1, 2) of the images in the batch as (height, width), and what `RPNHead`
     returns. Outputs: boxes (N, P, 4), clipped to the images, best first, and scores (N, P), logits;
-    P is min(post_nms, levels * pre_nms). Where fewer are left, scores are `NO_BOX` and boxes zero.
+    P is `count`. Where fewer are left, scores are `NO_BOX` and boxes zero.
     """
 
     def __init__(self, conventions, *, pre_nms, post_nms):
         super().__init__()
         self._conventions, self._pre_nms, self._post_nms = conventions, pre_nms, post_nms
 
+    def count(self, levels):
+        """Returns P for so many levels."""
+        ranked = levels if self._conventions.rpn_each_level else 1
+        return min(self._post_nms, self._pre_nms * ranked)
+
     def hybrid_forward(self, F, sizes, logits, deltas, anchors):
-        rows = F.concat(*[self._level(F, sizes, *level)
-                          for level in zip(logits, deltas, anchors)], dim=1)
-        count = min(self._post_nms, self._pre_nms * len(logits))
+        levels, count = zip(logits, deltas, anchors), self.count(len(logits))
+        if not self._conventions.rpn_each_level:
+            levels = [[F.concat(*parts, dim=1) for parts in (logits, deltas, anchors)]]
+        rows = F.concat(*[self._level(F, sizes, *level) for level in levels], dim=1)
         scores = F.slice_axis(rows, axis=2, begin=0, end=1)
         rows = box.take_rows(F, rows, F.topk(F.reshape(scores, shape=(0, -1)), k=count, axis=1))
         scores = F.reshape(F.slice_axis(rows, axis=2, begin=0, end=1), shape=(0, -1))
