@@ -194,6 +194,20 @@ def test_drawn_images_are_a_result_only_where_they_are_asked_for(tmp_path):
     assert step.done
 
 
+def test_another_start_is_another_experiment(tmp_path):
+    """Whether a row is finished is asked of the weights that the command names."""
+    row, = (row for table, row in ALL if (table.name, row.name) == ("hotdog", "resnest14 ours"))
+    finished(tmp_path / row.directory, rows.recipe_of(row), data="hotdog",
+             weights="runs/cifar10/resnest14_2s1x64d")
+    step, = running.steps_of(row, tmp_path, extra=[
+        "--data", "x/hotdog", "--weights=x/{backbone}"])
+    assert step.done
+    for words, others in ((["--data", "hotdog"], "weights"),
+                          (["--data=a.b", "--weights", "c"], "data, weights")):
+        with pytest.raises(UserError, match=f"with another {others}; give another"):
+            running.steps_of(row, tmp_path, extra=words)
+
+
 @pytest.mark.parametrize("words", [["--smoke"], ["--plan", "images=5"], ["--workdir=x"], ["-h"]])
 def test_flags_that_make_no_number_of_a_row_are_refused(words, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -95,6 +95,37 @@ def test_a_run_with_other_numbers_or_drawn_images_does_not_belong(tmp_path):
     assert results.runs_of(ROW, [run]) == []
 
 
+@pytest.mark.parametrize("data, weights, others", [
+    ("a/hotdog/", "b/resnest14_2s1x64d", []), ("noise", None, ["data", "weights"]),
+    ("hotdog", "b/resnet14_0s1x64d", ["weights"])])
+def test_a_row_that_names_data_and_first_weights_is_made_with_these(tmp_path, data, weights,
+                                                                    others):
+    row, = (row for table, row in ALL if (table.name, row.name) == ("hotdog", "resnest14 ours"))
+    directory = finished(tmp_path / "a", rows.recipe_of(row), data=data, weights=weights)
+    assert results.differences(results.read_run(directory), row) == others
+
+
+def test_a_training_from_weights_is_that_of_no_row_which_names_none(tmp_path):
+    run = results.read_run(finished(tmp_path / "a", RECIPE, weights="resnest14.params"))
+    assert results.differences(run, ROW) == ["weights"]
+    assert results.differences(run, replace(ROW, evaluation=(("eval_px", "32"),))) == []
+
+
+def test_a_detector_stands_on_some_backbone(tmp_path):
+    row = trained("50", "faster_rcnn/resnest50", ap=42.33)
+    directory = finished(tmp_path / "a", rows.recipe_of(row), data="real")
+    for backbone, others in ((None, ["backbone_weights"]), ("runs/resnest50", [])):
+        config = json.loads((directory / "config.json").read_text())
+        config["data"]["backbone_weights"] = backbone
+        (directory / "config.json").write_text(json.dumps(config))
+        assert results.differences(results.read_run(directory), row) == others
+
+
+def test_every_kept_result_is_of_a_row():
+    runs = results.read_runs(ROOT / "docs/results")
+    assert runs and all(any(not results.differences(run, row) for _, row in ALL) for run in runs)
+
+
 def test_a_field_added_later_had_its_default(tmp_path):
     directory = finished(tmp_path / "a", RECIPE)
     config = json.loads((directory / "config.json").read_text())
@@ -131,7 +162,8 @@ def test_keeping_a_run_leaves_out_paths_of_the_machine(tmp_path):
     kept = results.keep(run, page.TABLES, tmp_path / "results")
     assert kept == tmp_path / "results/cifar10/resnest14_2s1x64d-seed3"
     text = (kept / "config.json").read_text()
-    assert "me/" not in text and json.loads(text)["data"] == {"data": "cifar10.tar.gz"}
+    assert "me/" not in text and json.loads(text)["data"] == {
+        "data": "cifar10.tar.gz", "weights": None}
     assert results.read_run(kept).seed == 3
     config = {**json.loads((run / "config.json").read_text()), "circumstances": [
         {"step": 0, "cpu": "a/b", "data": {"data": "/" + "home/me/cifar10.tar.gz", "k": None}}]}
@@ -141,6 +173,19 @@ def test_keeping_a_run_leaves_out_paths_of_the_machine(tmp_path):
         {"step": 0, "cpu": "a/b", "data": {"data": "cifar10.tar.gz", "k": None}}]
     with pytest.raises(UserError, match="belongs to no row of a table: cifar10/.* another epochs"):
         results.keep(finished(tmp_path / "b", replace(RECIPE, epochs=5)), page.TABLES, tmp_path)
+
+
+def test_another_result_of_a_kept_seed_is_not_replaced(tmp_path):
+    root = tmp_path / "results"
+    kept = results.keep(finished(tmp_path / "a", RECIPE, 62.0), page.TABLES, root)
+    other = finished(tmp_path / "b", RECIPE, 63.0)
+    same_recipe = finished(tmp_path / "c", RECIPE, 64.0, model="resnest14")    # of another table
+    for run in (other, same_recipe):
+        with pytest.raises(UserError, match="resnest14_2s1x64d keeps another result of this row "
+                                            "and seed; remove that folder"):
+            results.keep(run, page.TABLES, root)
+    assert results.read_run(kept).result["measured"] == {"top1": 62.0}
+    assert results.keep(tmp_path / "a", page.TABLES, root) == kept
 
 
 @pytest.mark.parametrize("config, result, commits", [
@@ -237,7 +282,8 @@ def test_a_row_without_a_printed_number_tells_what_its_runs_measured(tmp_path):
     table = next(table for table in page.TABLES if table.name == "hotdog")
     row = next(row for row in table.rows if row.name == "resnest14 ours")
     for seed, top1 in [(0, 72.0), (1, 78.0)]:
-        finished(tmp_path / str(seed), replace(rows.recipe_of(row), seed=seed), top1, metric="top1")
+        finished(tmp_path / str(seed), replace(rows.recipe_of(row), seed=seed), top1, metric="top1",
+                 data="my/hotdog/", weights="runs/cifar10/resnest14_2s1x64d")
     runs = results.runs_of(row, results.read_runs(tmp_path))
     assert page.describe(row, runs) == "top-1 % 75.00 ± 4.24 (2 seeds)"
     assert results.judge(row, runs) is None

@@ -123,11 +123,13 @@ TABLES = (
 
     Table("hotdog", "CIFAR-10 report, section IV.C: fine-tuning on hot dogs",
           "report, section IV.C", (
-              trained("resnest50", "finetune/resnest50@report", "from ImageNet weights", top1=95.0),
-              trained("resnet50", "finetune/resnet50@report", "from ImageNet weights", top1=90.7),
+              *(trained(name, f"finetune/{name}@report", "from ImageNet weights", top1=top1,
+                        needs=(("data", "hotdog"), ("weights", f"{name}.*|published")))
+                for name, top1 in [("resnest50", 95.0), ("resnet50", 90.7)]),
               *(trained(f"{name} {preset[1:] or 'ours'}", f"finetune/{network}{preset}",
                         f"not in the report: from the weights of cifar1, {settings}",
-                        changes=(("crop_px", "64"), ("eval_px", "64")))
+                        changes=(("crop_px", "64"), ("eval_px", "64")),
+                        needs=(("data", "hotdog"), ("weights", network)))
                 for preset, settings in [("@report", "its settings"), ("", "ours")]
                 for name, network in [("resnest14", "resnest14_2s1x64d"),
                                       ("resnet14", "resnet14_0s1x64d")]),

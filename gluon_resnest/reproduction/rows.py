@@ -35,6 +35,8 @@ class Row:
       model: entry of the recipe.
       changes: ((field, word), ...) of the recipe that this row trains with.
       evaluation: ((field, word), ...) with which the weights trained so are evaluated once more.
+      needs: ((flag, regular expression), ...): last part of the path of data or first weights,
+        where the row names them (`results.needs_of`).
       server: whether only COCO's server can judge the result.
       benchmark: flags of tools/benchmark.py that time it.
       remark: what a reader has to know.
@@ -46,6 +48,7 @@ class Row:
     model: Optional[str] = None
     changes: Tuple = ()
     evaluation: Tuple = ()
+    needs: Tuple = ()
     server: bool = False
     benchmark: Optional[str] = None
     remark: str = ""
@@ -101,11 +104,11 @@ class Table:
             fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
-def trained(name, entry, remark="", changes=(), server=False, **expected):
+def trained(name, entry, remark="", changes=(), needs=(), server=False, **expected):
     """Returns a row that an entry, "recipe/model", trains."""
     recipe, _, model = entry.partition("/")
-    return Row(name, tuple(expected.items()), recipe, model, tuple(changes), server=server,
-               remark=remark)
+    return Row(name, tuple(expected.items()), recipe, model, tuple(changes), needs=tuple(needs),
+               server=server, remark=remark)
 
 
 def evaluated(name, entry, evaluation, remark="", **expected):

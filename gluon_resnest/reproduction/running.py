@@ -5,6 +5,7 @@ evaluation of their own are trained first, unless they are there.
 """
 import contextlib
 import importlib.util
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.report import RESULT
 from gluon_resnest.errors import UserError
 from gluon_resnest.reproduction.page import command
-from gluon_resnest.reproduction.results import differences, read_run
+from gluon_resnest.reproduction.results import differences, file_name, needs_of, read_run
 from gluon_resnest.reproduction.rows import recipe_of
 from gluon_resnest.run_directory import CHECKPOINTS, is_training
 from gluon_resnest.zoo import backbone_name
@@ -142,9 +143,7 @@ def _finished(directory, row, extra):
     """Returns whether the result of a row, changed by words for its recipe, is there."""
     if not (directory / RESULT).is_file():
         return False
-    asked = replace(row, changes=(*row.changes, *_changes(recipe_of(row), extra)))
-    others = [name for name in differences(read_run(directory), asked)
-              if name != "data" or "synthetic" not in extra]
+    others = differences(read_run(directory), _asked(row, extra))
     if others:
         raise UserError(f"{directory} has the result of another experiment than the row "
                         f"{row.name!r} asks for, with another {', '.join(others)}; give another "
@@ -152,14 +151,19 @@ def _finished(directory, row, extra):
     return True
 
 
-def _changes(recipe, words):
-    """Returns ((field, word), ...) of what the words of a command line change of a recipe."""
+def _asked(row, words):
+    """Returns a row changed as the words of a command line ask: its recipe, data, first weights."""
     words = [part for word in words for part in (
         word.split("=", 1) if word.startswith("--") else [word])]
-    pairs = ((flag[2:].replace("-", "_"), value) for flag, value in zip(words, words[1:])
-             if flag.startswith("--"))
-    return tuple((name, value) for name, value in pairs
-                 if name in type(recipe).__dataclass_fields__)
+    given = {flag[2:].replace("-", "_"): value for flag, value in zip(words, words[1:])
+             if flag.startswith("--")}
+    fields = type(recipe_of(row)).__dataclass_fields__
+    needs = needs_of(row)
+    for flag, pattern in needs.items():
+        name = file_name(given.get(flag))
+        needs[flag] = pattern if re.fullmatch(pattern, name) else re.escape(name)
+    return replace(row, needs=tuple(needs.items()), changes=(
+        *row.changes, *((name, given[name]) for name in given if name in fields)))
 
 
 def _flags(changes):
