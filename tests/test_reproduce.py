@@ -1,5 +1,4 @@
 """tools/reproduce.py: rows as commands; what is skipped, continued, stopped, no result of a row."""
-import functools
 import importlib.util
 import os
 import re
@@ -62,21 +61,59 @@ def command_line(recipe, monkeypatch):
     return given
 
 
-def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags(monkeypatch):
-    main = functools.lru_cache(maxsize=None)(lambda name: command_line(name, monkeypatch))
+def test_the_program_of_a_row_is_what_its_file_runs(monkeypatch):
+    for row in {row.recipe: row for _, row in ALL if row.recipe}.values():
+        recipes, task = command_line(row.recipe, monkeypatch)
+        assert (rows.program_of(row)[0], rows.program_of(row)[1]) == (recipes, task)
+
+
+def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags():
     for table, row in ALL:
         if row.recipe is None or row.server:
             continue
         flags, = [flags for pattern, flags in table.parts()
                   if row in table.select([pattern])]
-        recipes, task = main(row.recipe)
-        if hasattr(task, "completed"):
-            monkeypatch.delattr(task, "completed")      # looks into the data
+        assert table.data_of(row) == flags
         *_, step = running.steps_of(row, "runs", extra=flags.split())
-        recipe, run = cli.parse(recipes, task, list(step.words[1:]))
+        running.check(step, flags)
+        recipe, run = cli.parse_words(*rows.program_of(row), list(step.words[1:]))
         assert recipe == rows.recipe_of(row), row.name
         if hasattr(run, "backbone_weights"):
             assert run.backbone_weights.startswith("runs/imagenet/res"), row.name
+
+
+@pytest.mark.parametrize("table, words, message", [
+    ("table1", "--rec-train a --rec-val b",
+     "'faster resnet50' refuses its words: unrecognized arguments: --rec-train a --rec-val b; "),
+    ("table3", "--rec-train a --rec-val b --batchsize 3",
+     "'resnet50' refuses its words: unrecognized arguments: --batchsize 3"),
+    ("cifar1", "--data a --batch x", "'resnet14_0s1x64d' refuses its words: .*batch"),
+    ("cifar1", "--data a --log-every 0", "refuses its words: argument --log-every: expected a "),
+    ("table3", "--rec-train a", "'resnet50' also needs --rec-val; give behind -- what is like "),
+    ("table5", "--root a", "'faster resnet50' also needs --backbone-weights; "),
+    ("hotdog", "--data a", "'resnest50' also needs --weights; ")])
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_words_that_a_row_cannot_take_are_told_before_the_first_begins(
+        table, words, message, dry, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(running, "run", None)
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main([table, *dry, "--workdir", str(tmp_path), "--", *words.split()])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out and re.search(message, said.err), said
+    assert len(said.err.splitlines()) == 1
+
+
+def test_four_flags_replace_a_root(tmp_path):
+    row = trained("x", "faster_rcnn/resnest50")
+    step, = running.steps_of(row, tmp_path, extra=["--train-annotations", "a"])
+    running.check(step, "--root coco")
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_less_than_one_worker_is_refused(count, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main(["cifar1", "--dry-run", "-np", count, "--", "--data", "a"])
+    assert ended.value.code == 2 and "-np must be at least 1" in capsys.readouterr().err
 
 
 def test_what_is_not_run_says_why():
@@ -105,7 +142,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 def test_dry_run_prints_each_command_once(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         reproduce().main(["table3", "--only", "resnest50*", "--dry-run", "-np", "8", "--workdir",
-                          str(tmp_path), "--", "--rec-train", "a b.rec"])
+                          str(tmp_path), "--", "--rec-train", "a b.rec", "--rec-val", "b.rec"])
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0 and len(lines) == len(set(lines)) == 4
     assert all("engine.supervise -np 8 --" in line and "'a b.rec'" in line for line in lines)

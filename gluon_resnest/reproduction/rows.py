@@ -89,6 +89,10 @@ class Table:
         """Returns ((pattern, flags), ...): which rows of `data` one command can run together."""
         return (("*", self.data),) if isinstance(self.data, str) else self.data
 
+    def data_of(self, row):
+        """Returns the flags of `data` that a row of this table needs."""
+        return next(flags for pattern, flags in self.parts() if row in self.select([pattern]))
+
     def select(self, patterns=()):
         """Returns the rows whose name is, or matches, one of the patterns; all if there are none.
 
@@ -143,6 +147,13 @@ def recipe_of(row):
         raise UserError(f"recipes/{row.recipe}.py has no entry {row.model!r}"
                         f"{nearest(row.model, recipes)}; mend the row {row.name!r}")
     return override(recipes[row.model], dict((*row.changes, *row.evaluation)))
+
+
+def program_of(row):
+    """Returns what a row's file of recipes hands to `cli.main`: (recipes, task class)."""
+    file = vars(importlib.import_module(_module(row.recipe)))
+    task, = (value for value in file.values() if hasattr(value, "add_flags"))
+    return file["RECIPES"], task
 
 
 def essence(recipe_json):

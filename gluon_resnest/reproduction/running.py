@@ -5,6 +5,7 @@ evaluation of their own are trained first, unless they are there.
 """
 import contextlib
 import importlib.util
+import io
 import re
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from gluon_resnest.engine.report import RESULT
 from gluon_resnest.errors import UserError
 from gluon_resnest.reproduction.page import command
 from gluon_resnest.reproduction.results import differences, file_name, needs_of, read_run
-from gluon_resnest.reproduction.rows import recipe_of
+from gluon_resnest.reproduction.rows import program_of, recipe_of
 from gluon_resnest.run_directory import CHECKPOINTS, is_training
 from gluon_resnest.zoo import backbone_name
 
@@ -70,6 +71,37 @@ def steps_of(row, workdir, *, seed=None, extra=()):
                                      "--workdir", str(own)), _finished(own, row, extra),
                           training))
     return steps
+
+
+def check(step, data=""):
+    """Reads the words of a Step as its recipe will, but looks into no data.
+
+    Args:
+      step: Step; data: flags that its words must have, as `Table.data_of` gives them.
+
+    Raises:
+      UserError: naming the row, if the recipe would refuse the words or data is missing.
+    """
+    from gluon_resnest import cli
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):      # argparse tells usage, too
+            _, run = cli.parse_words(*program_of(step.row), list(step.words[1:]))
+    except (UserError, SystemExit) as error:
+        reason = told.getvalue().strip().rpartition("error: ")[2] or error
+        raise UserError(f"the recipe of the row {step.row.name!r} refuses its words: {reason}; "
+                        "mend what follows --, or choose by --only the rows that take "
+                        "it") from error
+    missing = [flag for flag in re.findall("--[a-z-]+", data) if not _given(run, flag)]
+    if missing and run.data != "synthetic":
+        raise UserError(f"the row {step.row.name!r} also needs {', '.join(missing)}; give behind "
+                        f"-- what is like {data}")
+
+
+def _given(run, flag):
+    """Returns whether a command line has a flag of data, or what replaces it."""
+    return getattr(run, flag[2:].replace("-", "_")) or (
+        flag == "--root" and getattr(run, "train_annotations", None))
 
 
 def why_not(row):
