@@ -134,6 +134,35 @@ def command(*words):
                           capture_output=True, text=True, timeout=300)
 
 
+SERVED = [(table, row) for table, row in ALL if row.server]
+
+
+@pytest.mark.parametrize("table, row", SERVED, ids=[table.name for table, _ in SERVED])
+def test_both_commands_of_a_row_of_test_dev_are_whole(table, row, tmp_path, capsys):
+    training, evaluation = (line.split()[2:] for line in running.by_hand(row, table.data_of(row)))
+    recipe, run = cli.parse_words(*rows.program_of(row), training)
+    judged, seen = cli.parse_words(*rows.program_of(row), evaluation)
+    assert judged == rows.recipe_of(row) and seen.eval_only
+    assert {name for name, value in rows.essence(judged.to_json()).items()
+            if value != getattr(recipe, name)} <= {"eval_flip", "eval_scales"}
+    assert recipe.unit == "iterations" and seen.weights == \
+        f"{run.workdir}/checkpoints/step-{recipe.length:08d}/model.params"
+    assert run.backbone_weights == f"runs/imagenet/{backbone_name(recipe.network)}"
+    assert run.root and seen.val_annotations and seen.val_images and seen.workdir != run.workdir
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main([table.name, "--only", row.name, "--workdir", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0 and not list(tmp_path.iterdir())
+    assert all(f"    {line}\n" in told
+               for line in running.by_hand(row, table.data_of(row), tmp_path))
+
+
+def test_the_page_of_detection_has_the_commands_of_test_dev():
+    page = " ".join((ROOT / "docs/detection.md").read_text().replace("\\\n", " ").split())
+    table, row = next(pair for pair in SERVED if pair[0].name == "table10")
+    assert all(line in page for line in running.by_hand(row, table.data_of(row)))
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     done = command("tabel3")
     assert done.returncode == 2 and "did you mean 'table3'" in done.stderr, done.stderr

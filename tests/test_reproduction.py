@@ -210,16 +210,19 @@ def test_the_page_tells_what_was_measured_and_what_a_row_would_cost(tmp_path):
         evaluated("320", "imagenet/resnest50", {"eval_px": "320"}, top1=81.82),
         trained("later", "panoptic/resnest200", pq=47.9),
         timed("fast", "infer --paper table4 --device gpu", 51.2),
-        printed("N", "quoted", top1=82.7)))
+        printed("N", "quoted", top1=82.7),
+        trained("far", "imagenet/resnest101", server="resnest50", top1=83.0)))
     finished(tmp_path / "cifar10/a", RECIPE, 61.5)
     text = page.render(tmp_path, [table])
-    assert "| [t](#a-table) | A table | 6 | 3 | 1 |" in text
+    assert "| [t](#a-table) | A table | 7 | 4 | 1 |" in text
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line[:2] == "| "}
     assert "top-1 % 62.64 | 2 | top-1 % 61.50 [0](" in lines["14"] and "reached" in lines["14"]
     assert "not run: needs 371 GPU hours |  | why" in lines["50"]
     assert "--eval-px 320 --eval-only` | top-1 % 81.82 | 0.3 | not run" in lines["320"]
     assert "no recipe yet" in lines["later"] and "needs a V100" in lines["fast"]
     assert "printed only" in lines["N"]
+    assert "--eval-only` | top-1 % 83.00 |  | not run: needs the training of " \
+        "`imagenet/resnest50` |" in lines["far"]
     assert page.render(tmp_path, [table]) == text
 
 

@@ -99,6 +99,9 @@ def reproduce(table, flags, extra):
         reason = running.why_not(row)
         if reason:
             print(f"{row.name}: not run: {reason}")
+            if row.server:
+                print("    " + "\n    ".join(running.by_hand(row, table.data_of(row),
+                                                             flags.workdir)))
             continue
         for seed in seeds:
             steps = running.steps_of(row, flags.workdir, seed=seed, extra=extra)

@@ -122,8 +122,8 @@ def _measured(row, runs, recipe, root):
     if runs:
         return describe(row, runs) + "".join(
             f" [{run.seed}]({_link(run, root)}){_history(run)}" for run in runs)
-    if row.evaluation:
-        return f"not run: needs the training of `{row.directory}`"
+    if row.evaluation or row.server:
+        return f"not run: needs the training of `{row.recipe}/{row.server or row.model}`"
     hours = gpu_hours(recipe)
     return "not run" + (f": needs {_hours(hours)} GPU hours" if hours else "")
 

@@ -37,7 +37,7 @@ class Row:
       evaluation: ((field, word), ...) with which the weights trained so are evaluated once more.
       needs: ((flag, regular expression), ...): last part of the path of data or first weights,
         where the row names them (`results.needs_of`).
-      server: whether only COCO's server can judge the result.
+      server: entry that trains the weights, where only COCO's server can judge the result.
       benchmark: flags of tools/benchmark.py that time it.
       remark: what a reader has to know.
     """
@@ -49,7 +49,7 @@ class Row:
     changes: Tuple = ()
     evaluation: Tuple = ()
     needs: Tuple = ()
-    server: bool = False
+    server: Optional[str] = None
     benchmark: Optional[str] = None
     remark: str = ""
 
@@ -108,7 +108,7 @@ class Table:
             fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
-def trained(name, entry, remark="", changes=(), needs=(), server=False, **expected):
+def trained(name, entry, remark="", changes=(), needs=(), server=None, **expected):
     """Returns a row that an entry, "recipe/model", trains."""
     recipe, _, model = entry.partition("/")
     return Row(name, tuple(expected.items()), recipe, model, tuple(changes), needs=tuple(needs),

@@ -28,6 +28,9 @@ from gluon_resnest.zoo import backbone_name
 FINAL = (2, 130, 143)
 POLL_SECONDS = 0.2
 
+_TEST_DEV = ("--val-annotations coco/annotations/image_info_test-dev2017.json "
+             "--val-images coco/test2017")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -112,8 +115,23 @@ def why_not(row):
         return "it is a number in print, nothing here makes it"
     if recipe_of(row) is None:
         return f"there is no recipes/{row.recipe}.py yet"
-    return f"{row.remark}: train its row on val2017, then: python {command(row)}" \
-        if row.server else ""
+    return row.remark if row.server else ""
+
+
+def by_hand(row, data, workdir="runs"):
+    """Returns the command lines of a row that COCO's server judges: training, then evaluation.
+
+    Args:
+      row: Row; data: flags of its table; workdir: folder of all runs.
+    """
+    recipe = recipe_of(row)
+    trained = Path(workdir) / row.recipe / row.server
+    weights = Checkpoints(trained / CHECKPOINTS).path(recipe.length) / MODEL
+    program = f"python recipes/{row.recipe}.py"
+    data = data.replace("{backbone}", backbone_name(recipe.network))
+    return (f"{program} --model {row.server} {data} --workdir {trained}",
+            f"{program} --model {row.model} --eval-only {_TEST_DEV} --weights {weights} "
+            f"--workdir {trained}-test-dev")
 
 
 def run(step, *, workers=1):
