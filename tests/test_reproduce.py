@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from finished_run import finished
+from test_checkpoint import net_of, update_of
 
 from gluon_resnest import cli
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.errors import UserError
 from gluon_resnest.recipes.cifar10 import RECIPES as CIFAR10
 from gluon_resnest.recipes.imagenet import RECIPES as IMAGENET
@@ -36,6 +39,19 @@ def test_steps_of_an_evaluation_train_first(tmp_path):
     assert "--eval-only" in evaluation.words and evaluation.trained == training.directory
     with pytest.raises(UserError, match="has no checkpoint to evaluate"):
         running.process_words(evaluation)
+
+
+def test_the_weights_to_evaluate_are_the_newest_not_those_chosen_on_the_same_images(tmp_path):
+    row = evaluated("320", "imagenet/resnest50", {"eval_px": "320"}, top1=81.82)
+    training, evaluation = running.steps_of(row, tmp_path)
+    checkpoints = Checkpoints(training.directory / "checkpoints")
+    assert "LAST" in running.process_words(evaluation, dry=True)[-1]
+    net = net_of()
+    for step in (1, 2):
+        checkpoints.save(net, update_of(net), State(step=step, best=0.5, best_step=1))
+    assert checkpoints.best().state.step == 1
+    assert running.process_words(evaluation)[-2:] == [
+        "--weights", str(checkpoints.path(2) / "model.params")]
 
 
 def test_backbone_is_filled_in(tmp_path):

@@ -37,7 +37,9 @@ ResNet rows of detectors stand on `resnet50_msra` and `resnet101_msra`, those of
 `resnet50_v1s` and `resnet101_v1s`: no table has these, so that they are trained by this command
 first ([detection](detection.md#training), [segmentation](segmentation.md#training)).
 
-**Command**: what a row runs, with `python` before it, data and `--workdir` behind it.
+**Command**: what a row runs, with `python` before it, data and `--workdir` behind it; where it ends
+with `--eval-only`, also `--weights`, the newest checkpoint of its training. That is what the row of
+the training tells of; the best would have been chosen on the images that judge it.
 **GPU hours**: of one V100, by the model of [`--plan`](plan.md) with the speeds stated in
 `gluon_resnest/reproduction/cost.py`: a classifier in proportion to ResNeSt-50's 258 images/s, a
 detector to GluonCV's 3.46 images/s; evaluation and loading are left out, so expect more.

@@ -38,7 +38,7 @@ class Step:
 
     Attributes:
       row: the Row; directory: its run directory; words: recipe file and flags; done: whether its
-      result is there already; trained: run directory whose best weights are evaluated, or None.
+      result is there already; trained: run directory whose last weights are evaluated, or None.
     """
 
     row: object
@@ -161,17 +161,21 @@ def process_words(step, workers=1, *, dry=False):
     """
     weights = []
     if step.trained:
-        weights = ["--weights", _best(step.trained, dry)]
+        weights = ["--weights", _last(step.trained, dry)]
     return [sys.executable, "-m", "gluon_resnest.engine.supervise", "-np", str(workers), "--",
             *step.words, *weights]
 
 
-def _best(trained, dry):
+def _last(trained, dry):
+    """Returns the file of the newest weights, of which the training's own result tells, too.
+
+    The best would have been chosen on the images that are now to judge them.
+    """
     checkpoints = Checkpoints(trained / CHECKPOINTS)
-    found = checkpoints.best() or checkpoints.latest() if is_training(trained) else None
+    found = checkpoints.latest() if is_training(trained) else None
     if found is None:
         if dry:
-            return str(trained / CHECKPOINTS / "BEST" / MODEL)
+            return str(trained / CHECKPOINTS / "LAST" / MODEL)
         raise UserError(f"{trained} has no checkpoint to evaluate; train its row first")
     return str(checkpoints.path_of(found) / MODEL)
 
