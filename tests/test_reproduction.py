@@ -188,6 +188,49 @@ def test_another_result_of_a_kept_seed_is_not_replaced(tmp_path):
     assert results.keep(tmp_path / "a", page.TABLES, root) == kept
 
 
+@pytest.fixture
+def render_results(tmp_path, monkeypatch):
+    """tools/render_results.py on a tree of its own, as a function of its words."""
+    spec = importlib.util.spec_from_file_location("render_results",
+                                                  ROOT / "tools/render_results.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    for name in ("docs/results", "recipes"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+    monkeypatch.setattr(tool, "ROOT", tmp_path / "tree")
+    monkeypatch.setattr(tool, "RESULTS", tmp_path / "tree/docs/results")
+    monkeypatch.setattr(tool, "render", lambda: "")
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["render_results.py", *map(str, words)])
+        tool.main()
+    return call
+
+
+def test_unfinished_runs_of_a_glob_are_left_out_and_the_page_is_rendered(
+        tmp_path, render_results, capsys):
+    runs = [finished(tmp_path / name, replace(RECIPE, seed=seed))
+            for seed, name in enumerate("abc")]
+    (runs[1] / "result.json").unlink()
+    render_results(*runs)
+    kept = tmp_path / "tree/docs/results/cifar10"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "resnest14_2s1x64d", "resnest14_2s1x64d-seed2"]
+    assert f"left out {runs[1]}: it is not finished" in capsys.readouterr().out
+    assert "(2 seeds)" in (tmp_path / "tree/docs/reproduce.md").read_text()
+    with pytest.raises(UserError, match="is not the directory of a finished run"):
+        render_results(runs[1])
+
+
+@pytest.mark.parametrize("other, message", [
+    (replace(RECIPE, epochs=5), "belongs to no row"), (RECIPE, "are of one row and seed")])
+def test_runs_are_kept_all_or_none(tmp_path, render_results, other, message):
+    runs = [finished(tmp_path / "a", RECIPE), finished(tmp_path / "b", other)]
+    with pytest.raises(UserError, match=message):
+        render_results(*runs)
+    assert not list((tmp_path / "tree/docs/results").iterdir())
+
+
 @pytest.mark.parametrize("config, result, commits", [
     ({}, {}, []), ({"commit": "a"}, {"commit": "a"}, ["a"]),
     ({"commit": "a"}, {"commit": "b"}, ["a", "b"]),

@@ -22,7 +22,7 @@ python tools/reproduce.py table3 --only resnest50 --dry-run -- --rec-train train
     --rec-val val.rec
 python tools/reproduce.py table3 -np 8 -- --device gpu --rec-train train.rec --rec-val val.rec
 python tools/reproduce.py cifar1 --seeds 0,1,2 -- --data cifar10
-python tools/render_results.py runs/cifar10/*       keeps finished runs, renders this page
+python tools/render_results.py runs/cifar10/*       keeps those that are finished, renders this page
 ```
 
 What follows `--` goes to the recipe of every row; `{backbone}` in it becomes the row's own. A table

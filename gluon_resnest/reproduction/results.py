@@ -164,17 +164,12 @@ def _file_names(flags):
             for flag, word in flags.items()}
 
 
-def keep(directory, tables, root):
-    """Copies what a page needs of a finished run: result, settings, curves; no path of a machine.
-
-    Args:
-      directory: run directory; tables: of Table; root: folder of kept results.
-
-    Returns:
-      The folder of the copy.
+def place(directory, tables, root):
+    """Returns (`Run`, folder): what `keep` will copy, and where to.
 
     Raises:
-      UserError: if the run belongs to no row, or another result of its row and seed is kept.
+      UserError: if the run is not finished or belongs to no row, or another result of its row and
+        seed is kept.
     """
     run = read_run(directory)
     rows = [row for table in tables for row in table.rows if row.recipe and not row.server]
@@ -194,6 +189,22 @@ def keep(directory, tables, root):
                 raise UserError(f"{kept.directory} keeps another result of this row and seed; "
                                 f"remove that folder to replace it, or leave {directory} out")
             target = kept.directory
+    return run, target
+
+
+def keep(directory, tables, root):
+    """Copies what a page needs of a finished run: result, settings, curves; no path of a machine.
+
+    Args:
+      directory: run directory; tables: of Table; root: folder of kept results.
+
+    Returns:
+      The folder of the copy.
+
+    Raises:
+      UserError: as `place`.
+    """
+    run, target = place(directory, tables, root)
     target.mkdir(parents=True, exist_ok=True)
     config = _without_paths(run.config)
     for name, content in ((CONFIG, config), (RESULT, run.result)):
