@@ -276,6 +276,26 @@ def test_drawn_images_are_a_result_only_where_they_are_asked_for(tmp_path):
     assert step.done
 
 
+def test_a_run_of_another_row_that_trains_alike_counts(tmp_path):
+    """Whose default seed is another, so that the directories differ."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/result.json").write_text("[]")          # another program's
+    ours, theirs = (trained("x", f"cifar10/{name}", top1=62.0)
+                    for name in ("resnest14_2s1x64d", "resnest14"))
+    first = finished(tmp_path / ours.directory, RECIPE)
+    second = finished(tmp_path / theirs.directory, replace(RECIPE, seed=1))
+    for row in (ours, theirs):
+        made = [running.steps_of(row, tmp_path, seed=seed)[-1] for seed in (0, 1, 2)]
+        assert [step.directory for step in made[:2]] == [first, second]
+        assert [step.done for step in made] == [True, True, False]
+    assert running.steps_of(theirs, tmp_path)[-1].directory == second
+    *_, step = running.steps_of(ours, tmp_path, seed=1, extra=["--epochs", "3"])
+    assert not step.done
+    training, evaluation = running.steps_of(
+        replace(theirs, evaluation=(("eval_px", "40"),)), tmp_path, seed=0)
+    assert training.done and not evaluation.done and evaluation.trained == first
+
+
 def test_another_start_is_another_experiment(tmp_path):
     """Whether a row is finished is asked of the weights that the command names."""
     row, = (row for table, row in ALL if (table.name, row.name) == ("hotdog", "resnest14 ours"))

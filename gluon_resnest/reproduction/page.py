@@ -27,9 +27,9 @@ python tools/render_results.py runs/cifar10/*       keeps those that are finishe
 
 What follows `--` goes to the recipe of every row; `{backbone}` in it becomes the row's own. A table
 whose rows need different data is run in parts, with `--only` and the flags that stand above the
-table; words that a row cannot take, or lacks, are told before the first row begins. A row that is
-finished is skipped, an interrupted one goes on, and the rows of all tables that train alike share a
-run.
+table; words that a row cannot take, or lacks, are told before the first row begins. A row is
+skipped if there is a finished run, of whatever row, with its settings and seed below `--workdir`;
+an interrupted one goes on.
 
 `runs/imagenet/{backbone}` is what
 `python recipes/imagenet.py --model {backbone} --workdir runs/imagenet/{backbone}` has trained. The

@@ -65,9 +65,12 @@ def steps_of(row, workdir, *, seed=None, extra=()):
     extra = [word.replace("{backbone}", backbone_name(recipe.network)) for word in extra]
     shared = [str(_file(row.recipe)), "--model", row.model, *_flags(row.changes),
               *(["--seed", str(seed)] if ending else []), *extra]
-    training = Path(workdir) / (row.directory + ending)
-    steps = [Step(row, training, (*shared, "--workdir", str(training)),
-                  _finished(training, replace(row, evaluation=()), extra))]
+    training, alone = Path(workdir) / (row.directory + ending), replace(row, evaluation=())
+    done = _finished(training, alone, extra)
+    if not done:
+        found = _twin(workdir, alone, recipe.seed if seed is None else seed, extra)
+        training, done = found or training, found is not None
+    steps = [Step(row, training, (*shared, "--workdir", str(training)), done)]
     if row.evaluation:
         own = Path(workdir) / (row.evaluated_directory + ending)
         steps.append(Step(row, own, (*shared, *_flags(row.evaluation), "--eval-only",
@@ -203,6 +206,20 @@ def _finished(directory, row, extra):
                         f"{row.name!r} asks for, with another {', '.join(others)}; give another "
                         "--workdir, or remove it")
     return True
+
+
+def _twin(workdir, row, seed, extra):
+    """Returns the directory of a finished run that is what a row asks for, or None.
+
+    Entries of several names train alike, and such a run of each seed is enough.
+    """
+    asked = _asked(row, extra)
+    for path in sorted(Path(workdir).rglob(RESULT)):
+        with contextlib.suppress(UserError):        # another program's
+            run = read_run(path.parent)
+            if run.seed == seed and not differences(run, asked):
+                return path.parent
+    return None
 
 
 def _asked(row, words):
