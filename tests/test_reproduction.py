@@ -269,6 +269,14 @@ def test_the_page_tells_what_was_measured_and_what_a_row_would_cost(tmp_path):
     assert page.render(tmp_path, [table]) == text
 
 
+def test_a_row_tells_what_it_lacks_instead_of_hours(tmp_path):
+    row = trained("x", "imagenet/resnest50", lacks="what nobody has", top1=81.0)
+    text = page.render(tmp_path, [Table("t", "A table", "a source", (row,))])
+    assert "| not run: needs what nobody has |" in text
+    hotdog = page.render(tmp_path).partition("fine-tuning on hot dogs\n\nSource")[2]
+    assert hotdog.count("not run: needs weights of ImageNet") == 2
+
+
 def test_costs_are_relative_to_the_first_row(tmp_path):
     table = next(table for table in page.TABLES if table.name == "cifar1")
     finished(tmp_path / "b", RECIPE)

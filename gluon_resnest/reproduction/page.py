@@ -126,6 +126,8 @@ def _measured(row, runs, recipe, root):
             f" [{run.seed}]({_link(run, root)}){_history(run)}" for run in runs)
     if row.evaluation or row.server:
         return f"not run: needs the training of `{row.recipe}/{row.server or row.model}`"
+    if row.lacks:
+        return f"not run: needs {row.lacks}"
     hours = gpu_hours(recipe)
     return "not run" + (f": needs {_hours(hours)} GPU hours" if hours else "")
 

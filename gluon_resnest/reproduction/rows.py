@@ -37,6 +37,7 @@ class Row:
       evaluation: ((field, word), ...) with which the weights trained so are evaluated once more.
       needs: ((flag, regular expression), ...): last part of the path of data or first weights,
         where the row names them (`results.needs_of`).
+      lacks: what it needs beside time that is not to be had here, for the page.
       server: entry that trains the weights, where only COCO's server can judge the result.
       benchmark: flags of tools/benchmark.py that time it.
       remark: what a reader has to know.
@@ -49,6 +50,7 @@ class Row:
     changes: Tuple = ()
     evaluation: Tuple = ()
     needs: Tuple = ()
+    lacks: str = ""
     server: Optional[str] = None
     benchmark: Optional[str] = None
     remark: str = ""
@@ -108,11 +110,11 @@ class Table:
             fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
-def trained(name, entry, remark="", changes=(), needs=(), server=None, **expected):
+def trained(name, entry, remark="", changes=(), needs=(), lacks="", server=None, **expected):
     """Returns a row that an entry, "recipe/model", trains."""
     recipe, _, model = entry.partition("/")
     return Row(name, tuple(expected.items()), recipe, model, tuple(changes), needs=tuple(needs),
-               server=server, remark=remark)
+               lacks=lacks, server=server, remark=remark)
 
 
 def evaluated(name, entry, evaluation, remark="", **expected):
