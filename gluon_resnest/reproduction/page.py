@@ -41,8 +41,10 @@ first ([detection](detection.md#training), [segmentation](segmentation.md#traini
 with `--eval-only`, also `--weights`, the newest checkpoint of its training. That is what the row of
 the training tells of; the best would have been chosen on the images that judge it.
 **GPU hours**: of one V100, by the model of [`--plan`](plan.md) with the speeds stated in
-`gluon_resnest/reproduction/cost.py`: a classifier in proportion to ResNeSt-50's 258 images/s, a
-detector to GluonCV's 3.46 images/s; evaluation and loading are left out, so expect more.
+`gluon_resnest/reproduction/cost.py`: classifiers, segmentation and pose networks in proportion of
+their multiply-accumulates to ResNeSt-50's 258 images/s at 224 px, detectors in proportion of their
+backbones' to GluonCV's 3.46 images/s of Faster R-CNN on ResNeSt-50
+([0137](decisions/0137-price-of-a-row.md)); evaluation and loading are left out, so expect more.
 **Verdict**: the mean over seeds may fall short of the first number by the tolerance, in points.
 Behind measured numbers are the seeds of the runs; with several, ± is the standard deviation of one.
 A run that another commit continued names the commits; an undisturbed one may differ from it.
