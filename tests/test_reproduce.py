@@ -232,6 +232,22 @@ def test_a_table_is_run_skipped_and_continued(tmp_path, capfd):
     assert (folder / "log.jsonl").read_text().startswith(before.splitlines()[0])
 
 
+def test_a_row_runs_in_the_environment_of_the_tool():
+    """The threads that recipes set where they are imported are those of one worker alone."""
+    code = """if True:
+        import os
+        from gluon_resnest.reproduction import page, running
+        running.steps_of(page.TABLES[0].rows[0], "runs")
+        running.subprocess.Popen = lambda *_, env, **__: exit(
+            f"{'OMP_NUM_THREADS' in os.environ} {'OMP_NUM_THREADS' in env}")
+        running.run(running.Step(None, None, (), False))
+    """
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), env=environ,
+                          capture_output=True, text=True, timeout=300)
+    assert done.stderr.split() == ["True", "False"], done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_reaches_the_recipe_which_saves(number, tmp_path):
     """Ctrl-C goes to all processes of the terminal's group, SIGTERM to one."""

@@ -6,6 +6,7 @@ evaluation of their own are trained first, unless they are there.
 import contextlib
 import importlib.util
 import io
+import os
 import re
 import signal
 import subprocess
@@ -27,6 +28,10 @@ from gluon_resnest.zoo import backbone_name
 # Exit codes of a recipe that end the whole table: refused by the user's mistake, or stopped.
 FINAL = (2, 130, 143)
 POLL_SECONDS = 0.2
+
+# Before a recipe was imported here, which sets threads for a process alone (`cli`): those of
+# several workers are fewer.
+ENVIRONMENT = dict(os.environ)
 
 _TEST_DEV = ("--val-annotations coco/annotations/image_info_test-dev2017.json "
              "--val-images coco/test2017")
@@ -142,7 +147,7 @@ def run(step, *, workers=1):
     words = process_words(step, workers)
     with _signals_held() as held:
         # In a session of its own, so that Ctrl-C comes once, from here.
-        child = subprocess.Popen(words, start_new_session=True)
+        child = subprocess.Popen(words, start_new_session=True, env=ENVIRONMENT)
         passed = 0
         while True:
             for number in held[passed:]:
