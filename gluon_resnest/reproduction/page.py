@@ -127,7 +127,8 @@ def _measured(row, runs, recipe, root):
         return describe(row, runs) + "".join(
             f" [{run.seed}]({_link(run, root)}){_history(run)}" for run in runs)
     if row.evaluation or row.server:
-        return f"not run: needs the training of `{row.recipe}/{row.server or row.model}`"
+        training = f"{row.recipe}/{row.server}" if row.server else row.directory
+        return f"not run: needs the training of `{training}`"
     if row.lacks:
         return f"not run: needs {row.lacks}"
     hours = gpu_hours(recipe)
