@@ -96,6 +96,14 @@ def parse(recipes, task_class, argv=None):
     `run` has "named", the entry if the command line names one, and "changes", {field: word} of the
     recipe, beside the flags.
     """
+    recipe, run = parse_words(recipes, task_class, argv)
+    if hasattr(task_class, "completed"):
+        recipe = task_class.completed(recipe, run)
+    return recipe, run
+
+
+def parse_words(recipes, task_class, argv=None):
+    """Returns what `parse` does as far as the words say it: no data is looked into."""
     parser = _parser(recipes, task_class)
     run = parser.parse_args(argv)
     run.named, run.model = run.model, run.model or next(iter(recipes))
@@ -108,10 +116,7 @@ def parse(recipes, task_class, argv=None):
     for name in words:
         delattr(run, name)
     run.changes = {name: word for name, word in words.items() if word is not None}
-    recipe = override(recipe, run.changes)
-    if hasattr(task_class, "completed"):
-        recipe = task_class.completed(recipe, run)
-    return recipe, run
+    return override(recipe, run.changes), run
 
 
 def _parser(recipes, task_class):

@@ -34,7 +34,7 @@ INTERNAL = {
               "interop.export", "interop.evaluation_drawing"},
     "cli": {"config", "engine", "run_directory"},
     "benchmark": {"_environment", "cli", "data", "engine", "interop", "recipes", "tasks", "zoo"},
-    "reproduction": {"config", "engine", "models", "recipes", "run_directory", "zoo"},
+    "reproduction": {"cli", "config", "engine", "models", "recipes", "run_directory", "zoo"},
     "recipes": {"cli", "config", "tasks"},
     "tools": {"cli", "config", "run_directory", "tasks", "interop", "data", "zoo", "recipes",
               "engine.plan", "engine.comm", "__init__", "metrics", "benchmark", "reproduction"},

@@ -1,5 +1,4 @@
 """tools/reproduce.py: rows as commands; what is skipped, continued, stopped, no result of a row."""
-import functools
 import importlib.util
 import os
 import re
@@ -13,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from finished_run import finished
+from test_checkpoint import net_of, update_of
 
 from gluon_resnest import cli
+from gluon_resnest.engine.checkpoint import State
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.errors import UserError
 from gluon_resnest.recipes.cifar10 import RECIPES as CIFAR10
 from gluon_resnest.recipes.imagenet import RECIPES as IMAGENET
@@ -37,6 +39,19 @@ def test_steps_of_an_evaluation_train_first(tmp_path):
     assert "--eval-only" in evaluation.words and evaluation.trained == training.directory
     with pytest.raises(UserError, match="has no checkpoint to evaluate"):
         running.process_words(evaluation)
+
+
+def test_the_weights_to_evaluate_are_the_newest_not_those_chosen_on_the_same_images(tmp_path):
+    row = evaluated("320", "imagenet/resnest50", {"eval_px": "320"}, top1=81.82)
+    training, evaluation = running.steps_of(row, tmp_path)
+    checkpoints = Checkpoints(training.directory / "checkpoints")
+    assert "LAST" in running.process_words(evaluation, dry=True)[-1]
+    net = net_of()
+    for step in (1, 2):
+        checkpoints.save(net, update_of(net), State(step=step, best=0.5, best_step=1))
+    assert checkpoints.best().state.step == 1
+    assert running.process_words(evaluation)[-2:] == [
+        "--weights", str(checkpoints.path(2) / "model.params")]
 
 
 def test_backbone_is_filled_in(tmp_path):
@@ -62,21 +77,59 @@ def command_line(recipe, monkeypatch):
     return given
 
 
-def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags(monkeypatch):
-    main = functools.lru_cache(maxsize=None)(lambda name: command_line(name, monkeypatch))
+def test_the_program_of_a_row_is_what_its_file_runs(monkeypatch):
+    for row in {row.recipe: row for _, row in ALL if row.recipe}.values():
+        recipes, task = command_line(row.recipe, monkeypatch)
+        assert (rows.program_of(row)[0], rows.program_of(row)[1]) == (recipes, task)
+
+
+def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags():
     for table, row in ALL:
         if row.recipe is None or row.server:
             continue
         flags, = [flags for pattern, flags in table.parts()
                   if row in table.select([pattern])]
-        recipes, task = main(row.recipe)
-        if hasattr(task, "completed"):
-            monkeypatch.delattr(task, "completed")      # looks into the data
+        assert table.data_of(row) == flags
         *_, step = running.steps_of(row, "runs", extra=flags.split())
-        recipe, run = cli.parse(recipes, task, list(step.words[1:]))
+        running.check(step, flags)
+        recipe, run = cli.parse_words(*rows.program_of(row), list(step.words[1:]))
         assert recipe == rows.recipe_of(row), row.name
         if hasattr(run, "backbone_weights"):
             assert run.backbone_weights.startswith("runs/imagenet/res"), row.name
+
+
+@pytest.mark.parametrize("table, words, message", [
+    ("table1", "--rec-train a --rec-val b",
+     "'faster resnet50' refuses its words: unrecognized arguments: --rec-train a --rec-val b; "),
+    ("table3", "--rec-train a --rec-val b --batchsize 3",
+     "'resnet50' refuses its words: unrecognized arguments: --batchsize 3"),
+    ("cifar1", "--data a --batch x", "'resnet14_0s1x64d' refuses its words: .*batch"),
+    ("cifar1", "--data a --log-every 0", "refuses its words: argument --log-every: expected a "),
+    ("table3", "--rec-train a", "'resnet50' also needs --rec-val; give behind -- what is like "),
+    ("table5", "--root a", "'faster resnet50' also needs --backbone-weights; "),
+    ("hotdog", "--data a", "'resnest50' also needs --weights; ")])
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_words_that_a_row_cannot_take_are_told_before_the_first_begins(
+        table, words, message, dry, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(running, "run", None)
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main([table, *dry, "--workdir", str(tmp_path), "--", *words.split()])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out and re.search(message, said.err), said
+    assert len(said.err.splitlines()) == 1
+
+
+def test_four_flags_replace_a_root(tmp_path):
+    row = trained("x", "faster_rcnn/resnest50")
+    step, = running.steps_of(row, tmp_path, extra=["--train-annotations", "a"])
+    running.check(step, "--root coco")
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_less_than_one_worker_is_refused(count, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main(["cifar1", "--dry-run", "-np", count, "--", "--data", "a"])
+    assert ended.value.code == 2 and "-np must be at least 1" in capsys.readouterr().err
 
 
 def test_what_is_not_run_says_why():
@@ -97,6 +150,35 @@ def command(*words):
                           capture_output=True, text=True, timeout=300)
 
 
+SERVED = [(table, row) for table, row in ALL if row.server]
+
+
+@pytest.mark.parametrize("table, row", SERVED, ids=[table.name for table, _ in SERVED])
+def test_both_commands_of_a_row_of_test_dev_are_whole(table, row, tmp_path, capsys):
+    training, evaluation = (line.split()[2:] for line in running.by_hand(row, table.data_of(row)))
+    recipe, run = cli.parse_words(*rows.program_of(row), training)
+    judged, seen = cli.parse_words(*rows.program_of(row), evaluation)
+    assert judged == rows.recipe_of(row) and seen.eval_only
+    assert {name for name, value in rows.essence(judged.to_json()).items()
+            if value != getattr(recipe, name)} <= {"eval_flip", "eval_scales"}
+    assert recipe.unit == "iterations" and seen.weights == \
+        f"{run.workdir}/checkpoints/step-{recipe.length:08d}/model.params"
+    assert run.backbone_weights == f"runs/imagenet/{backbone_name(recipe.network)}"
+    assert run.root and seen.val_annotations and seen.val_images and seen.workdir != run.workdir
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main([table.name, "--only", row.name, "--workdir", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0 and not list(tmp_path.iterdir())
+    assert all(f"    {line}\n" in told
+               for line in running.by_hand(row, table.data_of(row), tmp_path))
+
+
+def test_the_page_of_detection_has_the_commands_of_test_dev():
+    page = " ".join((ROOT / "docs/detection.md").read_text().replace("\\\n", " ").split())
+    table, row = next(pair for pair in SERVED if pair[0].name == "table10")
+    assert all(line in page for line in running.by_hand(row, table.data_of(row)))
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     done = command("tabel3")
     assert done.returncode == 2 and "did you mean 'table3'" in done.stderr, done.stderr
@@ -105,7 +187,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 def test_dry_run_prints_each_command_once(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         reproduce().main(["table3", "--only", "resnest50*", "--dry-run", "-np", "8", "--workdir",
-                          str(tmp_path), "--", "--rec-train", "a b.rec"])
+                          str(tmp_path), "--", "--rec-train", "a b.rec", "--rec-val", "b.rec"])
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0 and len(lines) == len(set(lines)) == 4
     assert all("engine.supervise -np 8 --" in line and "'a b.rec'" in line for line in lines)
@@ -150,6 +232,22 @@ def test_a_table_is_run_skipped_and_continued(tmp_path, capfd):
     assert (folder / "log.jsonl").read_text().startswith(before.splitlines()[0])
 
 
+def test_a_row_runs_in_the_environment_of_the_tool():
+    """The threads that recipes set where they are imported are those of one worker alone."""
+    code = """if True:
+        import os
+        from gluon_resnest.reproduction import page, running
+        running.steps_of(page.TABLES[0].rows[0], "runs")
+        running.subprocess.Popen = lambda *_, env, **__: exit(
+            f"{'OMP_NUM_THREADS' in os.environ} {'OMP_NUM_THREADS' in env}")
+        running.run(running.Step(None, None, (), False))
+    """
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), env=environ,
+                          capture_output=True, text=True, timeout=300)
+    assert done.stderr.split() == ["True", "False"], done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_reaches_the_recipe_which_saves(number, tmp_path):
     """Ctrl-C goes to all processes of the terminal's group, SIGTERM to one."""
@@ -192,6 +290,40 @@ def test_drawn_images_are_a_result_only_where_they_are_asked_for(tmp_path):
         running.steps_of(row, tmp_path, extra=["--data", "cifar10"])
     step, = running.steps_of(row, tmp_path, extra=["--data", "synthetic"])
     assert step.done
+
+
+def test_a_run_of_another_row_that_trains_alike_counts(tmp_path):
+    """Whose default seed is another, so that the directories differ."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/result.json").write_text("[]")          # another program's
+    ours, theirs = (trained("x", f"cifar10/{name}", top1=62.0)
+                    for name in ("resnest14_2s1x64d", "resnest14"))
+    first = finished(tmp_path / ours.directory, RECIPE)
+    second = finished(tmp_path / theirs.directory, replace(RECIPE, seed=1))
+    for row in (ours, theirs):
+        made = [running.steps_of(row, tmp_path, seed=seed)[-1] for seed in (0, 1, 2)]
+        assert [step.directory for step in made[:2]] == [first, second]
+        assert [step.done for step in made] == [True, True, False]
+    assert running.steps_of(theirs, tmp_path)[-1].directory == second
+    *_, step = running.steps_of(ours, tmp_path, seed=1, extra=["--epochs", "3"])
+    assert not step.done
+    training, evaluation = running.steps_of(
+        replace(theirs, evaluation=(("eval_px", "40"),)), tmp_path, seed=0)
+    assert training.done and not evaluation.done and evaluation.trained == first
+
+
+def test_another_start_is_another_experiment(tmp_path):
+    """Whether a row is finished is asked of the weights that the command names."""
+    row, = (row for table, row in ALL if (table.name, row.name) == ("hotdog", "resnest14 ours"))
+    finished(tmp_path / row.directory, rows.recipe_of(row), data="hotdog",
+             weights="runs/cifar10/resnest14_2s1x64d")
+    step, = running.steps_of(row, tmp_path, extra=[
+        "--data", "x/hotdog", "--weights=x/{backbone}"])
+    assert step.done
+    for words, others in ((["--data", "hotdog"], "weights"),
+                          (["--data=a.b", "--weights", "c"], "data, weights")):
+        with pytest.raises(UserError, match=f"with another {others}; give another"):
+            running.steps_of(row, tmp_path, extra=words)
 
 
 @pytest.mark.parametrize("words", [["--smoke"], ["--plan", "images=5"], ["--workdir=x"], ["-h"]])

@@ -95,6 +95,37 @@ def test_a_run_with_other_numbers_or_drawn_images_does_not_belong(tmp_path):
     assert results.runs_of(ROW, [run]) == []
 
 
+@pytest.mark.parametrize("data, weights, others", [
+    ("a/hotdog/", "b/resnest14_2s1x64d", []), ("noise", None, ["data", "weights"]),
+    ("hotdog", "b/resnet14_0s1x64d", ["weights"])])
+def test_a_row_that_names_data_and_first_weights_is_made_with_these(tmp_path, data, weights,
+                                                                    others):
+    row, = (row for table, row in ALL if (table.name, row.name) == ("hotdog", "resnest14 ours"))
+    directory = finished(tmp_path / "a", rows.recipe_of(row), data=data, weights=weights)
+    assert results.differences(results.read_run(directory), row) == others
+
+
+def test_a_training_from_weights_is_that_of_no_row_which_names_none(tmp_path):
+    run = results.read_run(finished(tmp_path / "a", RECIPE, weights="resnest14.params"))
+    assert results.differences(run, ROW) == ["weights"]
+    assert results.differences(run, replace(ROW, evaluation=(("eval_px", "32"),))) == []
+
+
+def test_a_detector_stands_on_some_backbone(tmp_path):
+    row = trained("50", "faster_rcnn/resnest50", ap=42.33)
+    directory = finished(tmp_path / "a", rows.recipe_of(row), data="real")
+    for backbone, others in ((None, ["backbone_weights"]), ("runs/resnest50", [])):
+        config = json.loads((directory / "config.json").read_text())
+        config["data"]["backbone_weights"] = backbone
+        (directory / "config.json").write_text(json.dumps(config))
+        assert results.differences(results.read_run(directory), row) == others
+
+
+def test_every_kept_result_is_of_a_row():
+    runs = results.read_runs(ROOT / "docs/results")
+    assert runs and all(any(not results.differences(run, row) for _, row in ALL) for run in runs)
+
+
 def test_a_field_added_later_had_its_default(tmp_path):
     directory = finished(tmp_path / "a", RECIPE)
     config = json.loads((directory / "config.json").read_text())
@@ -131,7 +162,8 @@ def test_keeping_a_run_leaves_out_paths_of_the_machine(tmp_path):
     kept = results.keep(run, page.TABLES, tmp_path / "results")
     assert kept == tmp_path / "results/cifar10/resnest14_2s1x64d-seed3"
     text = (kept / "config.json").read_text()
-    assert "me/" not in text and json.loads(text)["data"] == {"data": "cifar10.tar.gz"}
+    assert "me/" not in text and json.loads(text)["data"] == {
+        "data": "cifar10.tar.gz", "weights": None}
     assert results.read_run(kept).seed == 3
     config = {**json.loads((run / "config.json").read_text()), "circumstances": [
         {"step": 0, "cpu": "a/b", "data": {"data": "/" + "home/me/cifar10.tar.gz", "k": None}}]}
@@ -141,6 +173,62 @@ def test_keeping_a_run_leaves_out_paths_of_the_machine(tmp_path):
         {"step": 0, "cpu": "a/b", "data": {"data": "cifar10.tar.gz", "k": None}}]
     with pytest.raises(UserError, match="belongs to no row of a table: cifar10/.* another epochs"):
         results.keep(finished(tmp_path / "b", replace(RECIPE, epochs=5)), page.TABLES, tmp_path)
+
+
+def test_another_result_of_a_kept_seed_is_not_replaced(tmp_path):
+    root = tmp_path / "results"
+    kept = results.keep(finished(tmp_path / "a", RECIPE, 62.0), page.TABLES, root)
+    other = finished(tmp_path / "b", RECIPE, 63.0)
+    same_recipe = finished(tmp_path / "c", RECIPE, 64.0, model="resnest14")    # of another table
+    for run in (other, same_recipe):
+        with pytest.raises(UserError, match="resnest14_2s1x64d keeps another result of this row "
+                                            "and seed; remove that folder"):
+            results.keep(run, page.TABLES, root)
+    assert results.read_run(kept).result["measured"] == {"top1": 62.0}
+    assert results.keep(tmp_path / "a", page.TABLES, root) == kept
+
+
+@pytest.fixture
+def render_results(tmp_path, monkeypatch):
+    """tools/render_results.py on a tree of its own, as a function of its words."""
+    spec = importlib.util.spec_from_file_location("render_results",
+                                                  ROOT / "tools/render_results.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    for name in ("docs/results", "recipes"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+    monkeypatch.setattr(tool, "ROOT", tmp_path / "tree")
+    monkeypatch.setattr(tool, "RESULTS", tmp_path / "tree/docs/results")
+    monkeypatch.setattr(tool, "render", lambda: "")
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["render_results.py", *map(str, words)])
+        tool.main()
+    return call
+
+
+def test_unfinished_runs_of_a_glob_are_left_out_and_the_page_is_rendered(
+        tmp_path, render_results, capsys):
+    runs = [finished(tmp_path / name, replace(RECIPE, seed=seed))
+            for seed, name in enumerate("abc")]
+    (runs[1] / "result.json").unlink()
+    render_results(*runs)
+    kept = tmp_path / "tree/docs/results/cifar10"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "resnest14_2s1x64d", "resnest14_2s1x64d-seed2"]
+    assert f"left out {runs[1]}: it is not finished" in capsys.readouterr().out
+    assert "(2 seeds)" in (tmp_path / "tree/docs/reproduce.md").read_text()
+    with pytest.raises(UserError, match="is not the directory of a finished run"):
+        render_results(runs[1])
+
+
+@pytest.mark.parametrize("other, message", [
+    (replace(RECIPE, epochs=5), "belongs to no row"), (RECIPE, "are of one row and seed")])
+def test_runs_are_kept_all_or_none(tmp_path, render_results, other, message):
+    runs = [finished(tmp_path / "a", RECIPE), finished(tmp_path / "b", other)]
+    with pytest.raises(UserError, match=message):
+        render_results(*runs)
+    assert not list((tmp_path / "tree/docs/results").iterdir())
 
 
 @pytest.mark.parametrize("config, result, commits", [
@@ -165,17 +253,28 @@ def test_the_page_tells_what_was_measured_and_what_a_row_would_cost(tmp_path):
         evaluated("320", "imagenet/resnest50", {"eval_px": "320"}, top1=81.82),
         trained("later", "panoptic/resnest200", pq=47.9),
         timed("fast", "infer --paper table4 --device gpu", 51.2),
-        printed("N", "quoted", top1=82.7)))
+        printed("N", "quoted", top1=82.7),
+        trained("far", "imagenet/resnest101", server="resnest50", top1=83.0)))
     finished(tmp_path / "cifar10/a", RECIPE, 61.5)
     text = page.render(tmp_path, [table])
-    assert "| [t](#a-table) | A table | 6 | 3 | 1 |" in text
+    assert "| [t](#a-table) | A table | 7 | 4 | 1 |" in text
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line[:2] == "| "}
     assert "top-1 % 62.64 | 2 | top-1 % 61.50 [0](" in lines["14"] and "reached" in lines["14"]
     assert "not run: needs 371 GPU hours |  | why" in lines["50"]
     assert "--eval-px 320 --eval-only` | top-1 % 81.82 | 0.3 | not run" in lines["320"]
     assert "no recipe yet" in lines["later"] and "needs a V100" in lines["fast"]
     assert "printed only" in lines["N"]
+    assert "--eval-only` | top-1 % 83.00 |  | not run: needs the training of " \
+        "`imagenet/resnest50` |" in lines["far"]
     assert page.render(tmp_path, [table]) == text
+
+
+def test_a_row_tells_what_it_lacks_instead_of_hours(tmp_path):
+    row = trained("x", "imagenet/resnest50", lacks="what nobody has", top1=81.0)
+    text = page.render(tmp_path, [Table("t", "A table", "a source", (row,))])
+    assert "| not run: needs what nobody has |" in text
+    hotdog = page.render(tmp_path).partition("fine-tuning on hot dogs\n\nSource")[2]
+    assert hotdog.count("not run: needs weights of ImageNet") == 2
 
 
 def test_costs_are_relative_to_the_first_row(tmp_path):
@@ -237,7 +336,8 @@ def test_a_row_without_a_printed_number_tells_what_its_runs_measured(tmp_path):
     table = next(table for table in page.TABLES if table.name == "hotdog")
     row = next(row for row in table.rows if row.name == "resnest14 ours")
     for seed, top1 in [(0, 72.0), (1, 78.0)]:
-        finished(tmp_path / str(seed), replace(rows.recipe_of(row), seed=seed), top1, metric="top1")
+        finished(tmp_path / str(seed), replace(rows.recipe_of(row), seed=seed), top1, metric="top1",
+                 data="my/hotdog/", weights="runs/cifar10/resnest14_2s1x64d")
     runs = results.runs_of(row, results.read_runs(tmp_path))
     assert page.describe(row, runs) == "top-1 % 75.00 ± 4.24 (2 seeds)"
     assert results.judge(row, runs) is None

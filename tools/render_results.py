@@ -1,11 +1,12 @@
 """Renders recipes/README.md from the recipes, and docs/reproduce.md from the results that are kept.
 
     python tools/render_results.py                  writes both
-    python tools/render_results.py runs/cifar10/*   keeps these finished runs first, in docs/results
+    python tools/render_results.py runs/cifar10/*   keeps these runs, if finished, in docs/results
     python tools/render_results.py --check          exits with 2 if a file is not up to date
 
 Of a run, config.json, result.json and curves.png are kept, paths of this machine left out. It
-belongs to a row of a published table if it has the row's recipe, whatever the seed.
+belongs to a row of a published table if it has the row's recipe, data and first weights, whatever
+the seed. One that belongs to none, or is to replace another, ends the command before it copies.
 """
 import argparse
 import importlib.util
@@ -136,6 +137,20 @@ def _page(name, title, columns):
     return f"\n## {title}: [{name}.py]({name}.py)\n\n{table}"
 
 
+def keep(runs):
+    """Keeps the finished ones of the runs, all or none; tells which are left out."""
+    finished = [run for run in runs if (Path(run) / results.RESULT).is_file()]
+    places = {}
+    for run in finished or runs:
+        _, target = results.place(run, page.TABLES, RESULTS)
+        if target in places:
+            raise UserError(f"{places[target]} and {run} are of one row and seed; leave one out")
+        places[target] = run
+    for run in runs:
+        print(f"kept {results.keep(run, page.TABLES, RESULTS)}" if run in finished else
+              f"left out {run}: it is not finished, there is no {results.RESULT}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,8 +160,7 @@ def main():
     if flags.check and flags.runs:
         raise UserError("--check compares and writes nothing, so that it keeps no runs; leave one "
                         "of both out")
-    for run in flags.runs:
-        print(f"kept {results.keep(run, page.TABLES, RESULTS)}")
+    keep(flags.runs)
     for name, text in (("recipes/README.md", render()),
                        ("docs/reproduce.md", page.render(RESULTS))):
         target = ROOT / name

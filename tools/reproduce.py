@@ -93,12 +93,17 @@ def seeds_of(text):
 def reproduce(table, flags, extra):
     """Runs, or prints, the rows; returns the exit code."""
     failed, shown = [], set()
+    seeds = seeds_of(flags.seeds)
+    check(table, flags, seeds, extra)
     for row in table.select(flags.only):
         reason = running.why_not(row)
         if reason:
             print(f"{row.name}: not run: {reason}")
+            if row.server:
+                print("    " + "\n    ".join(running.by_hand(row, table.data_of(row),
+                                                             flags.workdir)))
             continue
-        for seed in seeds_of(flags.seeds):
+        for seed in seeds:
             steps = running.steps_of(row, flags.workdir, seed=seed, extra=extra)
             if flags.dry_run:
                 show_commands(steps, flags.workers, shown)
@@ -116,6 +121,14 @@ def reproduce(table, flags, extra):
     if failed:
         print(f"{len(failed)} failed: {'; '.join(failed)}")
     return 1 if failed else 0
+
+
+def check(table, flags, seeds, extra):
+    """Raises UserError for the first row that cannot begin, before any does."""
+    for row in table.select(flags.only):
+        for seed in seeds if not running.why_not(row) else ():
+            for step in running.steps_of(row, flags.workdir, seed=seed, extra=extra):
+                running.check(step, table.data_of(row))
 
 
 def show_commands(steps, workers, shown):
@@ -150,6 +163,8 @@ def main(argv=None, tables=TABLES):
             return
         if not flags.table:
             raise UserError("give the name of a table, or --list to see them")
+        if flags.workers < 1:
+            raise UserError(f"-np must be at least 1, got {flags.workers}")
         refused = [word for word in extra if word.partition("=")[0] in NOT_HERE]
         if refused:
             raise UserError(f"{refused[0]} cannot follow --: what does goes to every recipe, and "

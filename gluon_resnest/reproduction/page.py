@@ -22,13 +22,14 @@ python tools/reproduce.py table3 --only resnest50 --dry-run -- --rec-train train
     --rec-val val.rec
 python tools/reproduce.py table3 -np 8 -- --device gpu --rec-train train.rec --rec-val val.rec
 python tools/reproduce.py cifar1 --seeds 0,1,2 -- --data cifar10
-python tools/render_results.py runs/cifar10/*       keeps finished runs, renders this page
+python tools/render_results.py runs/cifar10/*       keeps those that are finished, renders this page
 ```
 
 What follows `--` goes to the recipe of every row; `{backbone}` in it becomes the row's own. A table
 whose rows need different data is run in parts, with `--only` and the flags that stand above the
-table. A row that is finished is skipped, an interrupted one goes on, and the rows of all tables
-that train alike share a run.
+table; words that a row cannot take, or lacks, are told before the first row begins. A row is
+skipped if there is a finished run, of whatever row, with its settings and seed below `--workdir`;
+an interrupted one goes on.
 
 `runs/imagenet/{backbone}` is what
 `python recipes/imagenet.py --model {backbone} --workdir runs/imagenet/{backbone}` has trained. The
@@ -36,10 +37,14 @@ ResNet rows of detectors stand on `resnet50_msra` and `resnet101_msra`, those of
 `resnet50_v1s` and `resnet101_v1s`: no table has these, so that they are trained by this command
 first ([detection](detection.md#training), [segmentation](segmentation.md#training)).
 
-**Command**: what a row runs, with `python` before it, data and `--workdir` behind it.
+**Command**: what a row runs, with `python` before it, data and `--workdir` behind it; where it ends
+with `--eval-only`, also `--weights`, the newest checkpoint of its training. That is what the row of
+the training tells of; the best would have been chosen on the images that judge it.
 **GPU hours**: of one V100, by the model of [`--plan`](plan.md) with the speeds stated in
-`gluon_resnest/reproduction/cost.py`: a classifier in proportion to ResNeSt-50's 258 images/s, a
-detector to GluonCV's 3.46 images/s; evaluation and loading are left out, so expect more.
+`gluon_resnest/reproduction/cost.py`: classifiers, segmentation and pose networks in proportion of
+their multiply-accumulates to ResNeSt-50's 258 images/s at 224 px, detectors in proportion of their
+backbones' to GluonCV's 3.46 images/s of Faster R-CNN on ResNeSt-50
+([0137](decisions/0137-price-of-a-row.md)); evaluation and loading are left out, so expect more.
 **Verdict**: the mean over seeds may fall short of the first number by the tolerance, in points.
 Behind measured numbers are the seeds of the runs; with several, ± is the standard deviation of one.
 A run that another commit continued names the commits; an undisturbed one may differ from it.
@@ -121,8 +126,11 @@ def _measured(row, runs, recipe, root):
     if runs:
         return describe(row, runs) + "".join(
             f" [{run.seed}]({_link(run, root)}){_history(run)}" for run in runs)
-    if row.evaluation:
-        return f"not run: needs the training of `{row.directory}`"
+    if row.evaluation or row.server:
+        training = f"{row.recipe}/{row.server}" if row.server else row.directory
+        return f"not run: needs the training of `{training}`"
+    if row.lacks:
+        return f"not run: needs {row.lacks}"
     hours = gpu_hours(recipe)
     return "not run" + (f": needs {_hours(hours)} GPU hours" if hours else "")
 

@@ -1,7 +1,7 @@
 """Finished runs, the rows they belong to, and what several seeds of a row say.
 
 A run belongs to a row if its config.json holds the recipe that the row asks for, whatever the seed
-and the name of the entry, and if it was trained on real data.
+and the name of the entry, and data and first weights that the row needs.
 """
 import json
 import re
@@ -94,7 +94,24 @@ def differences(run, row):
                         for name, field in type(recipe).__dataclass_fields__.items()})
     has = {**defaults, **essence(run.config["recipe"])}
     names = [name for name in {**wanted, **has} if wanted.get(name) != has.get(name)]
-    return names + (["data"] if run.config["data"].get("data") == "synthetic" else [])
+    data, named = run.config["data"], dict(row.needs)
+    return names + [flag for flag, pattern in needs_of(row).items()
+                    if (flag in data or flag in named)
+                    and not re.fullmatch(pattern, file_name(data.get(flag)))]
+
+
+def needs_of(row):
+    """Returns {flag: regular expression of the last part of its path}: what a row starts from.
+
+    Where the row does not say: no drawn images, and for a training no weights but a backbone's.
+    """
+    start = {} if row.evaluation else {"weights": "", "backbone_weights": ".+"}
+    return {"data": "(?!synthetic$).*", **start, **dict(row.needs)}
+
+
+def file_name(path):
+    """Returns the last part of a path or URL; "" for None."""
+    return _PATH.sub("", (path or "").rstrip("/"))
 
 
 def runs_of(row, runs):
@@ -143,21 +160,16 @@ def _without_paths(value):
 
 
 def _file_names(flags):
-    return {flag: _PATH.sub("", word) if isinstance(word, str) else word
+    return {flag: file_name(word) if isinstance(word, str) else word
             for flag, word in flags.items()}
 
 
-def keep(directory, tables, root):
-    """Copies what a page needs of a finished run: result, settings, curves; no path of a machine.
-
-    Args:
-      directory: run directory; tables: of Table; root: folder of kept results.
-
-    Returns:
-      The folder of the copy.
+def place(directory, tables, root):
+    """Returns (`Run`, folder): what `keep` will copy, and where to.
 
     Raises:
-      UserError: if the run belongs to no row.
+      UserError: if the run is not finished or belongs to no row, or another result of its row and
+        seed is kept.
     """
     run = read_run(directory)
     rows = [row for table in tables for row in table.rows if row.recipe and not row.server]
@@ -171,6 +183,28 @@ def keep(directory, tables, root):
     own_seed = recipe_of(near).seed
     target = Path(root) / (near.evaluated_directory + (
         f"-seed{run.seed}" if run.seed != own_seed else ""))
+    for kept in read_runs(root):
+        if kept.directory == target or kept.seed == run.seed and not differences(kept, near):
+            if kept.result != run.result:
+                raise UserError(f"{kept.directory} keeps another result of this row and seed; "
+                                f"remove that folder to replace it, or leave {directory} out")
+            target = kept.directory
+    return run, target
+
+
+def keep(directory, tables, root):
+    """Copies what a page needs of a finished run: result, settings, curves; no path of a machine.
+
+    Args:
+      directory: run directory; tables: of Table; root: folder of kept results.
+
+    Returns:
+      The folder of the copy.
+
+    Raises:
+      UserError: as `place`.
+    """
+    run, target = place(directory, tables, root)
     target.mkdir(parents=True, exist_ok=True)
     config = _without_paths(run.config)
     for name, content in ((CONFIG, config), (RESULT, run.result)):

@@ -35,7 +35,10 @@ class Row:
       model: entry of the recipe.
       changes: ((field, word), ...) of the recipe that this row trains with.
       evaluation: ((field, word), ...) with which the weights trained so are evaluated once more.
-      server: whether only COCO's server can judge the result.
+      needs: ((flag, regular expression), ...): last part of the path of data or first weights,
+        where the row names them (`results.needs_of`).
+      lacks: what it needs beside time that is not to be had here, for the page.
+      server: entry that trains the weights, where only COCO's server can judge the result.
       benchmark: flags of tools/benchmark.py that time it.
       remark: what a reader has to know.
     """
@@ -46,7 +49,9 @@ class Row:
     model: Optional[str] = None
     changes: Tuple = ()
     evaluation: Tuple = ()
-    server: bool = False
+    needs: Tuple = ()
+    lacks: str = ""
+    server: Optional[str] = None
     benchmark: Optional[str] = None
     remark: str = ""
 
@@ -86,6 +91,10 @@ class Table:
         """Returns ((pattern, flags), ...): which rows of `data` one command can run together."""
         return (("*", self.data),) if isinstance(self.data, str) else self.data
 
+    def data_of(self, row):
+        """Returns the flags of `data` that a row of this table needs."""
+        return next(flags for pattern, flags in self.parts() if row in self.select([pattern]))
+
     def select(self, patterns=()):
         """Returns the rows whose name is, or matches, one of the patterns; all if there are none.
 
@@ -101,11 +110,11 @@ class Table:
             fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
-def trained(name, entry, remark="", changes=(), server=False, **expected):
+def trained(name, entry, remark="", changes=(), needs=(), lacks="", server=None, **expected):
     """Returns a row that an entry, "recipe/model", trains."""
     recipe, _, model = entry.partition("/")
-    return Row(name, tuple(expected.items()), recipe, model, tuple(changes), server=server,
-               remark=remark)
+    return Row(name, tuple(expected.items()), recipe, model, tuple(changes), needs=tuple(needs),
+               lacks=lacks, server=server, remark=remark)
 
 
 def evaluated(name, entry, evaluation, remark="", **expected):
@@ -140,6 +149,13 @@ def recipe_of(row):
         raise UserError(f"recipes/{row.recipe}.py has no entry {row.model!r}"
                         f"{nearest(row.model, recipes)}; mend the row {row.name!r}")
     return override(recipes[row.model], dict((*row.changes, *row.evaluation)))
+
+
+def program_of(row):
+    """Returns what a row's file of recipes hands to `cli.main`: (recipes, task class)."""
+    file = vars(importlib.import_module(_module(row.recipe)))
+    task, = (value for value in file.values() if hasattr(value, "add_flags"))
+    return file["RECIPES"], task
 
 
 def essence(recipe_json):

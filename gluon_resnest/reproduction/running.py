@@ -5,6 +5,9 @@ evaluation of their own are trained first, unless they are there.
 """
 import contextlib
 import importlib.util
+import io
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,14 +20,21 @@ from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.report import RESULT
 from gluon_resnest.errors import UserError
 from gluon_resnest.reproduction.page import command
-from gluon_resnest.reproduction.results import differences, read_run
-from gluon_resnest.reproduction.rows import recipe_of
+from gluon_resnest.reproduction.results import differences, file_name, needs_of, read_run
+from gluon_resnest.reproduction.rows import program_of, recipe_of
 from gluon_resnest.run_directory import CHECKPOINTS, is_training
 from gluon_resnest.zoo import backbone_name
 
 # Exit codes of a recipe that end the whole table: refused by the user's mistake, or stopped.
 FINAL = (2, 130, 143)
 POLL_SECONDS = 0.2
+
+# Before a recipe was imported here, which sets threads for a process alone (`cli`): those of
+# several workers are fewer.
+ENVIRONMENT = dict(os.environ)
+
+_TEST_DEV = ("--val-annotations coco/annotations/image_info_test-dev2017.json "
+             "--val-images coco/test2017")
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Step:
 
     Attributes:
       row: the Row; directory: its run directory; words: recipe file and flags; done: whether its
-      result is there already; trained: run directory whose best weights are evaluated, or None.
+      result is there already; trained: run directory whose last weights are evaluated, or None.
     """
 
     row: object
@@ -60,15 +70,49 @@ def steps_of(row, workdir, *, seed=None, extra=()):
     extra = [word.replace("{backbone}", backbone_name(recipe.network)) for word in extra]
     shared = [str(_file(row.recipe)), "--model", row.model, *_flags(row.changes),
               *(["--seed", str(seed)] if ending else []), *extra]
-    training = Path(workdir) / (row.directory + ending)
-    steps = [Step(row, training, (*shared, "--workdir", str(training)),
-                  _finished(training, replace(row, evaluation=()), extra))]
+    training, alone = Path(workdir) / (row.directory + ending), replace(row, evaluation=())
+    done = _finished(training, alone, extra)
+    if not done:
+        found = _twin(workdir, alone, recipe.seed if seed is None else seed, extra)
+        training, done = found or training, found is not None
+    steps = [Step(row, training, (*shared, "--workdir", str(training)), done)]
     if row.evaluation:
         own = Path(workdir) / (row.evaluated_directory + ending)
         steps.append(Step(row, own, (*shared, *_flags(row.evaluation), "--eval-only",
                                      "--workdir", str(own)), _finished(own, row, extra),
                           training))
     return steps
+
+
+def check(step, data=""):
+    """Reads the words of a Step as its recipe will, but looks into no data.
+
+    Args:
+      step: Step; data: flags that its words must have, as `Table.data_of` gives them.
+
+    Raises:
+      UserError: naming the row, if the recipe would refuse the words or data is missing.
+    """
+    from gluon_resnest import cli
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):      # argparse tells usage, too
+            _, run = cli.parse_words(*program_of(step.row), list(step.words[1:]))
+    except (UserError, SystemExit) as error:
+        reason = told.getvalue().strip().rpartition("error: ")[2] or error
+        raise UserError(f"the recipe of the row {step.row.name!r} refuses its words: {reason}; "
+                        "mend what follows --, or choose by --only the rows that take "
+                        "it") from error
+    missing = [flag for flag in re.findall("--[a-z-]+", data) if not _given(run, flag)]
+    if missing and run.data != "synthetic":
+        raise UserError(f"the row {step.row.name!r} also needs {', '.join(missing)}; give behind "
+                        f"-- what is like {data}")
+
+
+def _given(run, flag):
+    """Returns whether a command line has a flag of data, or what replaces it."""
+    return getattr(run, flag[2:].replace("-", "_")) or (
+        flag == "--root" and getattr(run, "train_annotations", None))
 
 
 def why_not(row):
@@ -79,8 +123,23 @@ def why_not(row):
         return "it is a number in print, nothing here makes it"
     if recipe_of(row) is None:
         return f"there is no recipes/{row.recipe}.py yet"
-    return f"{row.remark}: train its row on val2017, then: python {command(row)}" \
-        if row.server else ""
+    return row.remark if row.server else ""
+
+
+def by_hand(row, data, workdir="runs"):
+    """Returns the command lines of a row that COCO's server judges: training, then evaluation.
+
+    Args:
+      row: Row; data: flags of its table; workdir: folder of all runs.
+    """
+    recipe = recipe_of(row)
+    trained = Path(workdir) / row.recipe / row.server
+    weights = Checkpoints(trained / CHECKPOINTS).path(recipe.length) / MODEL
+    program = f"python recipes/{row.recipe}.py"
+    data = data.replace("{backbone}", backbone_name(recipe.network))
+    return (f"{program} --model {row.server} {data} --workdir {trained}",
+            f"{program} --model {row.model} --eval-only {_TEST_DEV} --weights {weights} "
+            f"--workdir {trained}-test-dev")
 
 
 def run(step, *, workers=1):
@@ -88,7 +147,7 @@ def run(step, *, workers=1):
     words = process_words(step, workers)
     with _signals_held() as held:
         # In a session of its own, so that Ctrl-C comes once, from here.
-        child = subprocess.Popen(words, start_new_session=True)
+        child = subprocess.Popen(words, start_new_session=True, env=ENVIRONMENT)
         passed = 0
         while True:
             for number in held[passed:]:
@@ -110,17 +169,21 @@ def process_words(step, workers=1, *, dry=False):
     """
     weights = []
     if step.trained:
-        weights = ["--weights", _best(step.trained, dry)]
+        weights = ["--weights", _last(step.trained, dry)]
     return [sys.executable, "-m", "gluon_resnest.engine.supervise", "-np", str(workers), "--",
             *step.words, *weights]
 
 
-def _best(trained, dry):
+def _last(trained, dry):
+    """Returns the file of the newest weights, of which the training's own result tells, too.
+
+    The best would have been chosen on the images that are now to judge them.
+    """
     checkpoints = Checkpoints(trained / CHECKPOINTS)
-    found = checkpoints.best() or checkpoints.latest() if is_training(trained) else None
+    found = checkpoints.latest() if is_training(trained) else None
     if found is None:
         if dry:
-            return str(trained / CHECKPOINTS / "BEST" / MODEL)
+            return str(trained / CHECKPOINTS / "LAST" / MODEL)
         raise UserError(f"{trained} has no checkpoint to evaluate; train its row first")
     return str(checkpoints.path_of(found) / MODEL)
 
@@ -142,9 +205,7 @@ def _finished(directory, row, extra):
     """Returns whether the result of a row, changed by words for its recipe, is there."""
     if not (directory / RESULT).is_file():
         return False
-    asked = replace(row, changes=(*row.changes, *_changes(recipe_of(row), extra)))
-    others = [name for name in differences(read_run(directory), asked)
-              if name != "data" or "synthetic" not in extra]
+    others = differences(read_run(directory), _asked(row, extra))
     if others:
         raise UserError(f"{directory} has the result of another experiment than the row "
                         f"{row.name!r} asks for, with another {', '.join(others)}; give another "
@@ -152,14 +213,33 @@ def _finished(directory, row, extra):
     return True
 
 
-def _changes(recipe, words):
-    """Returns ((field, word), ...) of what the words of a command line change of a recipe."""
+def _twin(workdir, row, seed, extra):
+    """Returns the directory of a finished run that is what a row asks for, or None.
+
+    Entries of several names train alike, and such a run of each seed is enough.
+    """
+    asked = _asked(row, extra)
+    for path in sorted(Path(workdir).rglob(RESULT)):
+        with contextlib.suppress(UserError):        # another program's
+            run = read_run(path.parent)
+            if run.seed == seed and not differences(run, asked):
+                return path.parent
+    return None
+
+
+def _asked(row, words):
+    """Returns a row changed as the words of a command line ask: its recipe, data, first weights."""
     words = [part for word in words for part in (
         word.split("=", 1) if word.startswith("--") else [word])]
-    pairs = ((flag[2:].replace("-", "_"), value) for flag, value in zip(words, words[1:])
-             if flag.startswith("--"))
-    return tuple((name, value) for name, value in pairs
-                 if name in type(recipe).__dataclass_fields__)
+    given = {flag[2:].replace("-", "_"): value for flag, value in zip(words, words[1:])
+             if flag.startswith("--")}
+    fields = type(recipe_of(row)).__dataclass_fields__
+    needs = needs_of(row)
+    for flag, pattern in needs.items():
+        name = file_name(given.get(flag))
+        needs[flag] = pattern if re.fullmatch(pattern, name) else re.escape(name)
+    return replace(row, needs=tuple(needs.items()), changes=(
+        *row.changes, *((name, given[name]) for name in given if name in fields)))
 
 
 def _flags(changes):
