@@ -20,6 +20,7 @@ from PIL import Image
 
 from gluon_resnest import cli, zoo
 from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.predictor import Predictor
@@ -302,6 +303,32 @@ def test_the_exported_network_is_the_best_checkpoint(finished, folder):
 def test_the_same_command_again_only_concludes(finished, folder):
     workdir, result = finished
     assert train(folder, workdir)["measured"] == result["measured"]
+
+
+def test_the_best_checkpoint_is_judged_as_it_was_saved(folder, tmp_path):
+    """Without statistics recomputed anew, which would be others than the file holds."""
+    recipe = dataclasses.replace(RECIPE, precise_bn_batches=2, dropblock=0.3)
+    result = train(folder, tmp_path, recipe=recipe)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    task = make_task(folder, recipe)
+    task.conclude(tmp_path, checkpoints, result["measured"])
+    saved = checkpoints.best().model
+    for name, value in values(task.net).items():
+        np.testing.assert_array_equal(value, saved[name], err_msg=name)
+    assert train(folder, tmp_path, recipe=recipe)["measured"] == result["measured"]
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 3, 3], [0, 1, 2, 2], [0, 1, 2]])
+def test_each_image_counts_exactly_once(folder, numbers, monkeypatch):
+    task = make_task(folder)
+    assert len(task._val.dataset) == 4
+    batch = next(task._val.epoch(0))
+    monkeypatch.setattr(task, "scored", lambda *_: [(
+        batch._replace(arrays=(None, np.zeros(len(numbers), int)), indices=np.array(numbers)),
+        np.eye(2)[np.zeros(len(numbers), int)])])
+    with pytest.raises(RuntimeError, match=f"saw {len(numbers)} images, {len(set(numbers))} "
+                                           "different ones, of 4"):
+        task.evaluate()
 
 
 def test_it_learns_what_is_easy(folder, tmp_path):

@@ -97,6 +97,11 @@ class FineTuning(Classification):
           {"top1": percent, "mean_class": mean of the classes' accuracies in percent, "top1_hits",
           "images": counts}.
         """
+        self.settle()
+        return self._judged()
+
+    def _judged(self):
+        """Evaluates the network as it is; see `evaluate`."""
         self._answers = self._collect()
         _, labels, predicted, _ = self._answers
         counts = self._counts()
@@ -113,7 +118,7 @@ class FineTuning(Classification):
                 f"{metrics['images']}), mean of the classes {metrics['mean_class']:.2f} %")
 
     def conclude(self, workdir, checkpoints, metrics):
-        """Evaluates the best checkpoint again, draws its mistakes and exports it.
+        """Evaluates the best checkpoint again, as it was saved, draws its mistakes and exports it.
 
         Args:
           workdir, checkpoints: of the run; metrics: of its last evaluation.
@@ -122,7 +127,7 @@ class FineTuning(Classification):
           The metrics of the best, with "last_top1", that of the last, and "best_epoch".
         """
         best = checkpoints.restore_best(self.net, self._comm)
-        metrics = {**self.evaluate(), "last_top1": metrics["top1"],
+        metrics = {**self._judged(), "last_top1": metrics["top1"],
                    "best_epoch": best.step / self.steps_per_epoch}
         self._comm.on_main(lambda: self._leave(Path(workdir)))
         return metrics
@@ -130,7 +135,7 @@ class FineTuning(Classification):
     def _collect(self):
         """Returns (numbers, labels, predictions, probabilities of these) of the evaluation set."""
         own = [[], [], [], []]
-        for batch, logits in self.scored():
+        for batch, logits in self.scored(self._val):
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
             best = logits.argmax(axis=1)
             for column, values in zip(own, (
@@ -140,8 +145,11 @@ class FineTuning(Classification):
         pieces = self._comm.gather([np.concatenate(column) if column else np.zeros(0, int)
                                     for column in own])
         columns = [np.concatenate(column) for column in zip(*pieces)]
-        self.check_seen(len(np.unique(columns[0])))
         order = np.argsort(columns[0])
+        if not np.array_equal(columns[0][order], np.arange(len(self._val.dataset))):
+            raise RuntimeError(f"evaluation saw {len(order)} images, {len(set(columns[0]))} "
+                               f"different ones, of {len(self._val.dataset)}: each must be seen "
+                               "exactly once")
         return [column[order] for column in columns]
 
     def _counts(self):
