@@ -193,8 +193,7 @@ class Classification:
             dataset = self._generated(recipe.eval_px, recipe.batch * run.synthetic_steps // 8)
         else:
             dataset = self.evaluation_images(run)
-        return Loader(dataset, self._eval_plan(dataset, run), seed=recipe.seed,
-                      workers=run.data_workers)
+        return self._evaluation_loader(dataset, run)
 
     def training_images(self, run):
         """Opens the dataset of training images."""
@@ -205,6 +204,10 @@ class Classification:
         if self._recipe.hold_out:
             return held_out_images(self._recipe, run.rec_train, "--rec-train")
         return evaluation_images(self._recipe, run.rec_val, "--rec-val", self.class_names)
+
+    def _evaluation_loader(self, dataset, run):
+        return Loader(dataset, self._eval_plan(dataset, run), seed=self._recipe.seed,
+                      workers=run.data_workers)
 
     def _generated(self, size, length):
         return SyntheticClassification(max(1, length), size, self._recipe.classes,
