@@ -74,8 +74,9 @@ def parse(argv=None):
     parser.add_argument("--classes-file", metavar="FILE",
                         help="class names, one a line, in the order of the classes")
     parser.add_argument("--boxes", metavar="FILE", help="persons, for a pose network")
-    parser.add_argument("--threshold", type=float, metavar="SCORE", help="least score of a "
-                        f"detector's objects, 0 to 1 (default: {DEFAULTS['threshold']})")
+    parser.add_argument("--threshold", type=float, metavar="SCORE", help="least score of the "
+                        "objects of a detector or a panoptic network, 0 to 1 (default: "
+                        f"{DEFAULTS['threshold']}); joints are drawn from 0.2 on")
     parser.add_argument("--engine", choices=("mxnet", "onnxruntime"), help="run an exported "
                         "network by this engine, operators fused; without it, files that were "
                         "exported with --target run by their engine, others as they are")
