@@ -395,6 +395,15 @@ def test_each_image_counts_exactly_once(folder, numbers, monkeypatch):
         task.evaluate()
 
 
+def test_pictures_that_cannot_be_drawn_cost_no_result(folder, tmp_path, finished):
+    for name in ("confusion.png", "evaluation_confusion.png"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    assert train(folder, tmp_path / "run")["measured"] == finished[1]["measured"]
+    again = judge(folder, "--workdir", tmp_path / "run")["measured"]
+    assert again.items() <= finished[1]["measured"].items()
+    assert (tmp_path / "run/evaluation_mistakes.csv").exists()
+
+
 def test_it_learns_what_is_easy(folder, tmp_path):
     recipe = dataclasses.replace(RECIPE, epochs=15, lr=0.01)
     result = train(folder, tmp_path, recipe=recipe)

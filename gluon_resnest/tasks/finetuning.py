@@ -193,12 +193,17 @@ class FineTuning(Classification):
         confusion, wrong = (str(Path(workdir) / (begin + name)) for name in (CONFUSION, MISTAKES))
         _write_csv(f"{confusion}.csv", ["true \\ predicted", *self.class_names, "accuracy in %"],
                    rows)
-        draw_confusion(f"{confusion}.png", answers.counts(), self.class_names)
-        if self._sets.evaluation is not None:
+        mistakes = None
+        if self._sets.evaluation is not None:       # generated images are no files
             mistakes = answers.mistakes(dataset, self.class_names)
             _write_csv(f"{wrong}.csv", Mistake._fields, mistakes)
-            draw_mistakes(f"{wrong}.png", mistakes)
-        _log.info("drew %s.png and %s beside it", confusion, Path(wrong).name)
+        try:
+            draw_confusion(f"{confusion}.png", answers.counts(), self.class_names)
+            if mistakes is not None:
+                draw_mistakes(f"{wrong}.png", mistakes)
+            _log.info("drew %s.png and %s.png", confusion, Path(wrong).name)
+        except UserError as error:          # the numbers are there
+            _log.warning("no pictures: %s", error)
 
 
 class Answers(NamedTuple):
