@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_real_persons_are_learned_by_heart(data_root, tmp_path):
-    """Ten minutes of one core: 50 of its 150 epochs came to 94.5, 60 to 97.3 (docs/pose.md)."""
+    """Ten minutes of one core: 50 epochs came to 93.4, 60 to 98.0 (docs/pose.md)."""
     subprocess.run(
         [sys.executable, str(ROOT / "tests/pose_overfit.py"), "--data", str(data_root), "--workdir",
          str(tmp_path), "--epochs", "60"],
