@@ -1,6 +1,6 @@
 # make demo    sets everything up, then trains, evaluates, exports and predicts on real digits
 # make test    sets everything up, then runs the test suite against the built wheel
-# make lint    flake8 and isort, at the versions of constraints.txt
+# make lint    flake8 and isort, at the versions of requirements.txt
 # make smoke   two steps of every recipe on synthetic data
 # make setup   only the set-up: .venv with everything, Horovod with Gloo for MXNet
 # make clean   removes what was built, not .venv

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 _DATA = dict(default="real", choices=("real", "synthetic"),
              help="synthetic: generated images, to measure speed or try the wiring")
+_WEIGHTS = dict(metavar="FILE", help="start from, or evaluate, this .params file or URL; "
+                "published: the newest the zoo's table names")
 # Flags whose names end so say where a run's data and first weights are; config.json records them.
 _PATHS = ("train", "val", "weights", "_annotations", "_images", "_panoptic", "detections", "root",
           "results", "synthetic_steps")
@@ -91,6 +93,7 @@ def parse(recipes, task_class, argv=None):
       task_class: offers `add_flags(parser)` for the paths it needs; if they are one path, it
         describes --data as that path in `data_flag`, "synthetic" being a value still. What only
         the data can say, it writes into a recipe by `completed(recipe, run)`.
+        `entries` says in place of a list what --model may be, `weights_flag` describes --weights.
       argv: words after the program's name; None means those of this process.
 
     `run` has "named", the entry if the command line names one, and "changes", {field: word} of the
@@ -108,7 +111,7 @@ def parse_words(recipes, task_class, argv=None):
     run = parser.parse_args(argv)
     run.named, run.model = run.model, run.model or next(iter(recipes))
     if run.model not in recipes:
-        known = f"known are {', '.join(recipes)}"
+        known = f"known are {_entries(recipes, task_class)}"
         raise UserError(f"--model {run.model!r} is no recipe of this file"
                         f"{nearest(run.model, recipes) or '; ' + known}")
     recipe = recipes[run.model]
@@ -126,7 +129,8 @@ def _parser(recipes, task_class):
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     run = parser.add_argument_group("run")
     run.add_argument("--model", metavar="NAME",
-                     help=f"recipe entry: {', '.join(recipes)} (default: {next(iter(recipes))}; "
+                     help=f"recipe entry: {_entries(recipes, task_class)} (default: "
+                     f"{next(iter(recipes))}; "
                      "that of the run, where --eval-only judges one)")
     run.add_argument("--workdir", metavar="DIR",
                      help="run directory: config, log, checkpoints, result; the same command "
@@ -140,10 +144,9 @@ def _parser(recipes, task_class):
                          help="wiring check: two tiny steps on synthetic data, evaluation, "
                          "checkpoint, resume, result")
     instead.add_argument("--eval-only", action="store_true", help="evaluate --weights, or the "
-                         "best checkpoint of the workdir, whose run's recipe is taken, and write "
-                         "result.json")
-    run.add_argument("--weights", metavar="FILE", help="start from, or evaluate, this "
-                     ".params file or URL; published: the newest the zoo's table names")
+                         "best checkpoint of the workdir, whose run's recipe is taken; writes "
+                         "result.json, or evaluation.json beside that of a training")
+    run.add_argument("--weights", **getattr(task_class, "weights_flag", _WEIGHTS))
     run.add_argument("--device", default="cpu", choices=("cpu", "gpu"),
                      help="gpu: worker k of a machine takes GPU k (default: %(default)s)")
     run.add_argument("--data-workers", type=int, default=2, metavar="N",
@@ -181,6 +184,11 @@ def _parser(recipes, task_class):
                              getattr(field.type, "__name__", "VALUE").upper(),
                              help=field.metadata["help"].replace("%", "%%"))
     return parser
+
+
+def _entries(recipes, task_class):
+    """Returns what --model may be: the names, or what a task with many says of them."""
+    return getattr(task_class, "entries", ", ".join(recipes))
 
 
 def _positive(word):
@@ -324,6 +332,8 @@ def evaluate(recipe, run, task, comm):
     began = time.monotonic()
     metrics = task.evaluate()
     seconds = time.monotonic() - began
+    if hasattr(task, "report"):
+        metrics = task.report(workdir, metrics)
     task.close()
     if not comm.is_main:
         return None

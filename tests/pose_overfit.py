@@ -1,10 +1,10 @@
-"""Trains SimplePose on a handful of real persons until it knows them by heart; not part of a suite.
+"""Trains SimplePose on a handful of real persons until it knows them by heart.
 
     python tests/pose_overfit.py --data ../shared/data --workdir runs/pose_overfit
 
 Persons: coco_keypoints_sample and the val images of tiny_coco, 58 together. Training and evaluation
 see the same crops without random changes, so that OKS AP must exceed 90 %. Flags of
-recipes/simple_pose.py may follow; running it again continues.
+recipes/simple_pose.py may follow; running it again continues. tests/test_pose_overfit.py starts it.
 """
 import argparse
 import importlib.util

@@ -105,6 +105,16 @@ def test_cutmix_batch_equals_its_numpy_twin():
     np.testing.assert_allclose(targets.asnumpy().sum(1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("numbers", [[0, 0], [0, 1, 1], [0]])
+def test_each_image_counts_exactly_once(numbers, monkeypatch):
+    task = make_task(synthetic_steps=4)
+    assert len(task._val.dataset) == 2
+    batch = random_batch(count=len(numbers))._replace(indices=np.array(numbers))
+    monkeypatch.setattr(task, "scored", lambda *_: [(batch, np.eye(5)[batch.arrays[1]])])
+    with pytest.raises(RuntimeError, match=f"saw {len(numbers)} images of 2"):
+        task.evaluate()
+
+
 def test_the_last_epochs_can_be_unmixed():
     recipe = dataclasses.replace(RECIPE, mixup_off_epochs=1, label_smoothing=0.0)
     task = make_task(recipe)
@@ -164,7 +174,7 @@ def test_evaluation_alone_suits_any_number_of_workers():
         size = 3
 
         def total(self, values):
-            return values + [0, 0, 2]       # what the two others, who have an image each, saw
+            return values + [0, 0, 2, 1 + 2]    # what the two others, of an image each, saw
 
     recipe = dataclasses.replace(RECIPE, teacher="resnest_tiny")
     task = make_task(recipe, Three(), eval_only=True, synthetic_steps=6)

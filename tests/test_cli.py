@@ -180,8 +180,8 @@ def test_evaluation_numbers_the_classes_as_the_training_did(capsys, tmp_path):
     seen = []
 
     class Watched(Classification):
-        def scored(self):
-            for batch, logits in super().scored():
+        def scored(self, loader):
+            for batch, logits in super().scored(loader):
                 seen.extend(batch.arrays[1].tolist())
                 yield batch, logits
 

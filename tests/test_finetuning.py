@@ -20,12 +20,14 @@ from PIL import Image
 
 from gluon_resnest import cli, zoo
 from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.predictor import Predictor
 from gluon_resnest.losses import balanced_weights
 from gluon_resnest.models.norm import few_values
-from gluon_resnest.tasks.finetuning import FineTuning, open_folders
+from gluon_resnest.tasks.finetuning import NETWORKS, FineTuning
+from gluon_resnest.tasks.finetuning_data import open_folders
 
 RECIPE = ClassificationRecipe(
     network="resnest_tiny", source="a test", classes=2, epochs=3, batch=8, lr=0.05,
@@ -79,7 +81,8 @@ def names(dataset):
 
 
 def test_a_folder_is_split_once_for_all_and_in_proportion(folder):
-    train_set, held = open_folders(RECIPE, folder)
+    train_set, held, test = open_folders(RECIPE, folder)
+    assert test is None
     assert len(train_set) + len(held) == 21 and not names(train_set) & names(held)
     assert np.bincount(held.labels).tolist() == [2, 2]
     assert names(open_folders(RECIPE, folder)[1]) == names(held)
@@ -96,7 +99,7 @@ def test_copies_of_an_image_stay_on_one_side(folder, tmp_path, seed):
             shutil.copy(tmp_path / f"all/{name}/{copy}.png", tmp_path / f"all/{name}/c{copy}.png")
     recipe = dataclasses.replace(RECIPE, seed=seed)
     sides = [{Path(name).read_bytes() for name in names(side)}
-             for side in open_folders(recipe, tmp_path / "all")]
+             for side in open_folders(recipe, tmp_path / "all")[:2]]
     assert not sides[0] & sides[1]
 
 
@@ -104,7 +107,7 @@ def test_copies_of_an_image_stay_on_one_side(folder, tmp_path, seed):
 def test_given_folders_are_taken_as_they_are(tmp_path, part, caplog):
     write_images(tmp_path / "train", {"a": 3, "b": 2})
     write_images(tmp_path / part, {"b": 2}, seed=1)     # a class may be missing here
-    train_set, held = open_folders(RECIPE, tmp_path)
+    train_set, held, _ = open_folders(RECIPE, tmp_path)
     assert len(train_set) == 5 and held.labels.tolist() == [1, 1]
     shutil.copy(tmp_path / "train/b/0.png", tmp_path / part / "b/again.png")
     open_folders(RECIPE, tmp_path)
@@ -117,12 +120,72 @@ def test_what_is_held_out_is_said_as_it_is(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         open_folders(dataclasses.replace(RECIPE, hold_out=2), tmp_path)
     assert "--hold-out: 2 of the 8 images" in caplog.text and "no val/" not in caplog.text
+    assert f"{tmp_path / 'val'} is left out" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Pictures in train/, val/ and test/, the last two of different sizes."""
+    root = tmp_path_factory.mktemp("thirds")
+    for seed, (part, count) in enumerate([("train", 4), ("val", 3), ("test", 2)]):
+        write_images(root / part, {"bright": count, "dark": count}, seed=seed)
+    return root
+
+
+def test_a_test_folder_beside_images_to_choose_by_is_a_third_set(three):
+    def sizes(recipe=RECIPE, root=three, **how):
+        return [part and len(part) for part in open_folders(recipe, root, **how)]
+
+    assert sizes() == [8, 6, 4]
+    assert sizes(dataclasses.replace(RECIPE, hold_out=2)) == [6, 2, 4]
+    assert sizes(root=three / "val") == [4, 2, None]
+
+
+def test_a_third_set_is_judged_once_by_the_best_network(three, tmp_path):
+    measured = train(three, tmp_path / "run")["measured"]
+    assert (measured["images"], measured["test_images"]) == (6, 4)
+    assert measured["test_top1"] == 25 * measured["test_top1_hits"]
+    logged = (tmp_path / "run/log.jsonl").read_text()
+    assert "top1_hits" in logged and "test_top1" not in logged
+    rows = list(csv.reader((tmp_path / "run/test_confusion.csv").read_text().splitlines()))
+    assert sum(int(count) for row in rows[1:] for count in row[1:-1]) == 4
+    # --eval-only says the same, and draws beside what the training has left.
+    before = (tmp_path / "run/confusion.png").read_bytes()
+    shutil.copytree(three / "val", tmp_path / "others/val")
+    shutil.copytree(three / "test", tmp_path / "others/test")
+    again = judge(tmp_path / "others", "--workdir", tmp_path / "run")["measured"]
+    assert again == {name: measured[name] for name in again} and "test_top1" in again
+    assert (tmp_path / "run/confusion.png").read_bytes() == before
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {
+        f"evaluation_{name}" for name in ("confusion.csv", "confusion.png", "mistakes.csv",
+                                          "mistakes.png", "test_confusion.png")}
 
 
 def test_the_folders_say_how_many_classes_there_are(tmp_path):
     write_images(tmp_path, {"a": 2, "b": 2, "c": 2})
     recipe, _ = cli.parse({"tiny": RECIPE}, FineTuning, ["--data", str(tmp_path)])
     assert recipe.classes == 3
+    with pytest.raises(UserError, match="--classes is 5, but .* has 3 class folders; leave"):
+        cli.parse({"tiny": RECIPE}, FineTuning, ["--data", str(tmp_path), "--classes", "5"])
+
+
+def test_a_rate_that_changes_nothing_is_refused(folder):
+    words = ["--data", str(folder), "--base-lr", "0.5"]
+    with pytest.raises(UserError, match="base_lr=0.5 changes nothing, because lr is 0.05; set lr"):
+        cli.parse({"tiny": RECIPE}, FineTuning, words)
+    for lr, peak in (("none", 0.5 * RECIPE.batch / 256), ("0.1", 0.1)):
+        recipe, _ = cli.parse({"tiny": RECIPE}, FineTuning, [*words, "--lr", lr])
+        assert recipe.peak_lr == peak
+
+
+def test_help_does_not_list_every_network(capsys):
+    recipes = dict.fromkeys(NETWORKS, RECIPE)
+    with pytest.raises(SystemExit):
+        cli.parse(recipes, FineTuning, ["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "NETWORK or NETWORK@report" in told and "resnest200" not in told
+    with pytest.raises(UserError, match="'x' is no recipe of this file; known are NETWORK or"):
+        cli.parse(recipes, FineTuning, ["--model", "x"])
 
 
 @pytest.mark.parametrize("counts, message", [
@@ -276,8 +339,10 @@ def test_a_run_on_twenty_grey_images_leaves_everything_behind(finished):
 def test_the_confusion_matrix_agrees_with_the_metrics_and_the_mistakes(finished):
     workdir, result = finished
     rows = list(csv.reader((workdir / "confusion.csv").read_text().splitlines()))
-    assert rows[0][1:] == ["bright", "dark"]
-    counts = np.array([row[1:] for row in rows[1:]], int)
+    assert rows[0][1:] == ["bright", "dark", "accuracy in %"]
+    counts = np.array([row[1:-1] for row in rows[1:]], int)
+    assert [float(row[-1]) for row in rows[1:]] == pytest.approx(
+        100 * np.diag(counts) / counts.sum(axis=1), abs=0.005)
     assert counts.sum() == 4 and np.trace(counts) == result["measured"]["top1_hits"]
     mean = 100 * np.mean(np.diag(counts) / counts.sum(axis=1))
     assert result["measured"]["mean_class"] == pytest.approx(mean)
@@ -289,7 +354,7 @@ def test_the_confusion_matrix_agrees_with_the_metrics_and_the_mistakes(finished)
 def test_the_exported_network_is_the_best_checkpoint(finished, folder):
     workdir, result = finished
     predictor = Predictor.load(workdir / "exported")
-    _, held = open_folders(RECIPE, folder)
+    held = open_folders(RECIPE, folder).evaluation
     answers = list(predictor.classify([held.name(index) for index in range(4)], topk=1))
     hits = sum(answer.guesses[0].index == label for answer, label in zip(answers, held.labels))
     assert hits == result["measured"]["top1_hits"]
@@ -302,6 +367,41 @@ def test_the_exported_network_is_the_best_checkpoint(finished, folder):
 def test_the_same_command_again_only_concludes(finished, folder):
     workdir, result = finished
     assert train(folder, workdir)["measured"] == result["measured"]
+
+
+def test_the_best_checkpoint_is_judged_as_it_was_saved(folder, tmp_path):
+    """Without statistics recomputed anew, which would be others than the file holds."""
+    recipe = dataclasses.replace(RECIPE, precise_bn_batches=2, dropblock=0.3)
+    result = train(folder, tmp_path, recipe=recipe)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    task = make_task(folder, recipe)
+    task.conclude(tmp_path, checkpoints, result["measured"])
+    saved = checkpoints.best().model
+    for name, value in values(task.net).items():
+        np.testing.assert_array_equal(value, saved[name], err_msg=name)
+    assert train(folder, tmp_path, recipe=recipe)["measured"] == result["measured"]
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 3, 3], [0, 1, 2, 2], [0, 1, 2]])
+def test_each_image_counts_exactly_once(folder, numbers, monkeypatch):
+    task = make_task(folder)
+    assert len(task._val.dataset) == 4
+    batch = next(task._val.epoch(0))
+    monkeypatch.setattr(task, "scored", lambda *_: [(
+        batch._replace(arrays=(None, np.zeros(len(numbers), int)), indices=np.array(numbers)),
+        np.eye(2)[np.zeros(len(numbers), int)])])
+    with pytest.raises(RuntimeError, match=f"saw {len(numbers)} images, {len(set(numbers))} "
+                                           "different ones, of 4"):
+        task.evaluate()
+
+
+def test_pictures_that_cannot_be_drawn_cost_no_result(folder, tmp_path, finished):
+    for name in ("confusion.png", "evaluation_confusion.png"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    assert train(folder, tmp_path / "run")["measured"] == finished[1]["measured"]
+    again = judge(folder, "--workdir", tmp_path / "run")["measured"]
+    assert again.items() <= finished[1]["measured"].items()
+    assert (tmp_path / "run/evaluation_mistakes.csv").exists()
 
 
 def test_it_learns_what_is_easy(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""docs/migration.md: its Python runs, its flags and names exist."""
+"""docs/migration.md: its Python runs, its flags and names exist, its numbers are the recipes'."""
 import io
 import re
 import runpy
@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from gluon_resnest import zoo
+from gluon_resnest.config import override
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/migration.md").read_text()
 FLAGS = "\n## Flags of training"
 
 _FLAG = re.compile(r"--[a-z][\w-]*")
+_NUMBER = re.compile(r"(--[a-z][\w-]*) (\d[\d.,]*)(?!\w)")
+# Fields beside which the page has the number that corresponds to theirs, not the first entry's.
+CORRESPONDING = {"length", "milestones", "ema_decay"}
 
 
 def rows(section):
@@ -53,6 +57,20 @@ def unknown_flags(page):
             for flag in sorted(our_flags(table) - known_flags(recipe))]
 
 
+def wrong_numbers(page):
+    """Yields (recipe, flag, number on the page, number of the first entry) where they differ."""
+    for recipes, table in flag_tables(page):
+        for recipe in recipes:
+            entries = runpy.run_path(str(ROOT / f"recipes/{recipe}.py"))["RECIPES"]
+            first = next(iter(entries.values()))
+            for flag, word in (pair for row in table for pair in _NUMBER.findall(row[1])):
+                name = flag[2:].replace("-", "_")
+                if not hasattr(first, name) or name in CORRESPONDING:
+                    continue
+                if override(first, {name: word}) != first:
+                    yield recipe, flag, word, getattr(first, name)
+
+
 def test_the_python_on_the_page_runs():
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
@@ -81,6 +99,12 @@ def test_the_check_of_flags_finds_what_is_wrong():
             "| `--absent` | `--sigma 2`, `--batch` | not `--short-px` |\n\n## End\n")
     assert unknown_flags(page) == ["simple_pose --short-px", "deeplabv3 --short-px",
                                    "deeplabv3 --sigma"]
+
+
+def test_our_numbers_are_those_of_the_first_entries():
+    assert list(wrong_numbers(PAGE)) == []
+    page = PAGE.replace("`--sigma 2` | `--sigma 2`", "`--sigma 2` | `--sigma 3`")
+    assert list(wrong_numbers(page)) == [("simple_pose", "--sigma", "3", 2.0)]
 
 
 def test_our_names_are_those_of_the_zoo():

@@ -209,6 +209,24 @@ def test_zoo_names_need_weights(photo, tmp_path, capsys):
     assert "nose" in capsys.readouterr().out
 
 
+def test_the_size_of_a_file_is_given_by_hand(exported, photo, tmp_path, capsys):
+    weights = tmp_path / "w.params"
+    save_parameters(exported[0], weights)
+    name, size = "simple_pose_resnest_tiny", ["--height", "96", "--width", "64"]
+    tool("predict").main([name, str(photo), "--weights", str(weights), "--json", *size])
+    joints = json.loads(capsys.readouterr().out)[0]["persons"][0]["joints"]
+    expected, = PosePredictor.of_block(exported[0], CARD).answer([photo])
+    np.testing.assert_allclose(list(joints.values()), expected.joints[0], atol=2e-3)
+    tool("export_model").main(["--model", name, "--weights", str(weights), "--out",
+                               str(tmp_path / "out"), *size])
+    assert dataclasses.replace(read_card(tmp_path / "out"), sha256=None, commit="") == CARD
+    capsys.readouterr()
+    for height in ("100", "0"):
+        assert f"the command line says height={height}" in refused(
+            capsys, name, photo, "--weights", weights, "--height", height)
+    assert "--width belongs to a zoo name" in refused(capsys, exported[1], photo, "--width", "64")
+
+
 @pytest.mark.parametrize("target, engine", [("mxnet", "mxnet"), ("onnx", "onnxruntime")])
 def test_a_deploy_graph_finds_the_same_joints(exported, photo, tmp_path, capsys, target, engine):
     pytest.importorskip("onnxruntime")

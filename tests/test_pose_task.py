@@ -1,10 +1,13 @@
 """The pose task: exact evaluation and resume, starting backbones, the recipe's mistakes.
 
-Started by horovodrun, this file is the worker: it evaluates and writes down what came out.
+Started by horovodrun, this file is the worker: four evaluate, two train; it writes down what came
+out.
 """
 import argparse
 import dataclasses
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -212,6 +215,41 @@ def test_a_resumed_run_equals_an_uninterrupted_one(capsys, tmp_path, coco):
     assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
     results = json.loads((tmp_path / "whole/keypoints.json").read_text())
     assert len(results) == 3
+    # From inside an epoch, too.
+    inside = "checkpoints/step-00000001"
+    assert run(capsys, "a", *words(coco, tmp_path / "saved"), "--save-every", "1", "--keep",
+               "9")[0] == 0
+    shutil.copytree(tmp_path / "saved" / inside, tmp_path / "inside" / inside)
+    assert run(capsys, "a", *words(coco, tmp_path / "inside"))[0] == 0
+    assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "inside" / file).read_bytes()
+
+
+@pytest.mark.horovod
+def test_two_workers_train_one_network_on_all_persons(tmp_path):
+    code, text, outcomes = launch(2, __file__, tmp_path)
+    assert code == 0, text
+    assert outcomes[0] == outcomes[1]           # the same parameters, bit for bit
+    result = json.loads((tmp_path / "run/result.json").read_text())["measured"]
+    assert result["images"] == len(json.loads((tmp_path / "run/keypoints.json").read_text())) == 6
+    state = Checkpoints(tmp_path / "run/checkpoints").latest().state
+    assert (state.workers, state.step, state.steps_per_epoch) == (2, 24, 6)
+
+
+def trained(folder, comm):
+    """Trains the tiny recipe as one of two workers; returns the checksums of the parameters."""
+    recipe, flags = cli.parse({"a": RECIPE}, Pose, [
+        "--data", "synthetic", "--synthetic-steps", "6", "--data-workers", "0", "--workdir",
+        str(folder / "run")])
+    kept = []
+
+    class Kept(Pose):
+        def close(self):
+            kept.append(values(self.net))
+            super().close()
+
+    cli.train(recipe, flags, Kept, comm)
+    return {name: hashlib.sha256(value.tobytes()).hexdigest()
+            for name, value in kept[0].items()}
 
 
 def test_detected_boxes_are_evaluated(capsys, tmp_path, coco):
@@ -228,7 +266,7 @@ def test_detected_boxes_are_evaluated(capsys, tmp_path, coco):
 
 @pytest.mark.parametrize("damage, message", [
     ({"bbox": [0, 0, 9]}, "own.json is not an annotation file of COCO's keypoints"),
-    ({"image_id": None}, "own.json is not an annotation file .*KeyError: 'image_id'"),
+    ({"image_id": None}, "own.json is not an annotation file .*the field 'image_id' is missing"),
     ({"area": "x"}, "person 2 has .* as box and 'x' as area, expected four finite numbers and one"),
     ({"keypoints": [1, 2, 3]}, "person 2 has 3 joint numbers, expected 51")])
 def test_truth_that_cannot_be_judged_is_refused_before_training(coco, tmp_path, damage, message):
@@ -242,6 +280,27 @@ def test_truth_that_cannot_be_judged_is_refused_before_training(coco, tmp_path, 
     with pytest.raises(UserError, match=message):
         make_task(FILLED, data="real", train_annotations=file, train_images=folder,
                   val_annotations=own, val_images=folder)
+
+
+@pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
+def test_a_field_that_an_image_lacks_is_named(coco, field):
+    file, folder = coco
+    content = json.loads(file.read_text())
+    del content["images"][1][field]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"persons.json is not .*the field '{field}' is missing"):
+        make_task(FILLED, data="real", train_annotations=file, train_images=folder,
+                  val_annotations=file, val_images=folder)
+
+
+def test_a_person_in_an_image_that_is_not_listed_is_named(coco):
+    file, folder = coco
+    content = json.loads(file.read_text())
+    del content["images"][1]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has a person in image 1, which it does not list; add"):
+        make_task(FILLED, data="real", train_annotations=file, train_images=folder,
+                  val_annotations=file, val_images=folder)
 
 
 def test_truth_without_joints_is_refused_before_the_evaluation_of_detections(coco, tmp_path):
@@ -333,5 +392,6 @@ def test_the_given_detection_file_evaluates(data_root, capsys, tmp_path):
 if __name__ == "__main__":
     worker = connect()
     folder = Path(sys.argv[1])
-    (folder / f"{worker.rank}.json").write_text(json.dumps(evaluated(folder, worker)))
+    task = evaluated if worker.size == 4 else trained
+    (folder / f"{worker.rank}.json").write_text(json.dumps(task(folder, worker)))
     worker.shutdown()

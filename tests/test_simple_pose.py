@@ -44,6 +44,14 @@ def test_decode_inverts_encode_within_half_a_pixel(sigma, exact):
 
 
 @pytest.mark.parametrize("exact", [False, True])
+def test_joints_behind_the_last_pixel_of_the_map_are_found_on_its_border(exact):
+    """A crop of 40 pixels ends at 39.5, its map of 10 at 36."""
+    edge = np.array([[[39.5, 20, 1]]], np.float32)
+    found = decode(encode(nd.array(edge), 13, 10, 2.0, exact=exact)[0].asnumpy())
+    assert found[0, 0, 0] == 36 and (39.5 - 36) / simple_pose.STRIDE == 7 / 8
+
+
+@pytest.mark.parametrize("exact", [False, True])
 def test_encode_equals_its_definition(exact):
     joints = np.random.uniform(-30, 80, (2, 5, 3)).astype(np.float32)
     joints[..., 2] = [[0, 1, 1, 2, 2], [1, 1, 1, 1, 0]]
@@ -175,6 +183,14 @@ def test_gluoncv_files_fit_and_compute_the_same(tmp_path, theirs, ours):
     load_parameters(net, tmp_path / "theirs.params")
     expected = original(images).asnumpy()
     np.testing.assert_allclose(net(images).asnumpy(), expected, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize("layers", [50, 101])
+def test_a_file_of_gluoncvs_classifier_has_all_names_of_a_backbone(layers):
+    model_zoo = pytest.importorskip("gluoncv.model_zoo")
+    theirs = set(model_zoo.get_model(f"resnet{layers}_v1b")._collect_params_with_prefix())
+    ours = set(zoo.pose_model(f"resnet{layers}").backbone._collect_params_with_prefix())
+    assert theirs - ours == {"fc.weight", "fc.bias"} and ours <= theirs
 
 
 def test_gluoncv_zoo_knows_our_pose_networks_after_register():

@@ -105,6 +105,18 @@ def test_accuracy_is_measured_by_the_zoos_crop_and_protocol(tool, monkeypatch):
     assert asked[asked.index("--eval-protocol") + 1] == "timm"
 
 
+@pytest.mark.parametrize("name, crop_px", [
+    ("efficientnet_b0", 224), ("efficientnet_b1", 240), ("efficientnet_b7", 600),
+    ("resnest269", 416), ("resnet50", 224)])
+def test_the_crop_is_that_of_the_zoos_page(tool, name, crop_px):
+    assert tool.rule_of(name) == (crop_px, "gluon")
+
+
+def test_help_names_the_columns(tool):
+    columns = tool.__doc__.partition("Columns: ")[2]
+    assert all(field in columns for field in validation.FIELDS)
+
+
 def test_only_models_with_a_file_are_looked_at(tool, tmp_path):
     for name in ("resnest14-7e0b0cae.params", "resnest26.params", "resnest50.zip", "readme"):
         (tmp_path / name).write_text("")

@@ -9,9 +9,10 @@ writes deploy/r50-symbol.json, deploy/r50-0000.params and deploy/r50.json, after
 first two through SymbolBlock and Module and compared them with the network on fresh inputs.
 
 The run, or --model simple_pose_resnest50 --weights FILE, may also be of a pose recipe: the card is
-then another, and crop, protocol and class names do not apply. The same holds for a segmentation
-network, --model deeplab_resnest50_ade, for a detector, --model mask_rcnn_fpn_resnest50_coco, and
-for a panoptic network; these take --classes-file and work at any size.
+then another, and --height and --width take the place of crop, protocol and class names. A
+segmentation network, --model deeplab_resnest50_ade, a detector, --model
+mask_rcnn_fpn_resnest50_coco, and a panoptic network have cards of their own, too; these take
+--classes-file and work at any size.
 
     python tools/export_model.py runs/r50 --out deploy/r50 --target mxnet
     python tools/export_model.py runs/r50 --out deploy/r50 --target onnx
@@ -39,7 +40,8 @@ from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
 
 # Fields of a card and the flags that set them.
-FLAGS = {"crop_px": "--crop", "protocol": "--protocol", "class_names": "--classes-file"}
+FLAGS = {"crop_px": "--crop", "protocol": "--protocol", "class_names": "--classes-file",
+         "height": "--height", "width": "--width"}
 
 
 def parse(argv=None):
@@ -59,6 +61,10 @@ def parse(argv=None):
                         f"{', '.join(PROTOCOLS)} (default: likewise)")
     parser.add_argument("--classes-file", metavar="FILE",
                         help="class names for the card, one a line, in the order of the classes")
+    for side in ("height", "width"):
+        parser.add_argument(f"--{side}", type=int, metavar="PX", help="of a person's crop, for the "
+                            "card of a pose network: what its weights were trained at (default: "
+                            "the run's, or 256 x 192)")
     deploy = parser.add_argument_group("deploy graph")
     deploy.add_argument("--target", choices=("mxnet", "onnx"), help="engine to write a deploy "
                         "graph for; without it the graph is the trained one")
@@ -200,7 +206,8 @@ def network_of(flags):
         net, card = of_run(flags.run, flags.weights)
     else:
         net, card = of_zoo(flags.model, flags.weights)
-    given = {"crop_px": flags.crop, "protocol": flags.protocol, "class_names": flags.classes_file}
+    given = {"crop_px": flags.crop, "protocol": flags.protocol, "class_names": flags.classes_file,
+             "height": flags.height, "width": flags.width}
     given = {name: value for name, value in given.items() if value is not None}
     wrong = [FLAGS[name] for name in given if name not in card.adjustable]
     if wrong:

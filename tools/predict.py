@@ -43,7 +43,8 @@ _COLOURED = ("segmentation", "detection", "panoptic")
 # Flag -> kinds of network that listen to it; all listen to those that are not here.
 LISTENERS = {
     "topk": ("classification",), "batch": ("classification",), "explain": ("classification",),
-    "protocol": ("classification",), "boxes": ("pose",), "threshold": ("detection", "panoptic"),
+    "protocol": ("classification",), "threshold": ("detection", "panoptic"),
+    "boxes": ("pose",), "height": ("pose",), "width": ("pose",),
     "crop": ("classification", *_COLOURED),
     "classes_file": ("classification", *_COLOURED)}
 
@@ -74,8 +75,12 @@ def parse(argv=None):
     parser.add_argument("--classes-file", metavar="FILE",
                         help="class names, one a line, in the order of the classes")
     parser.add_argument("--boxes", metavar="FILE", help="persons, for a pose network")
-    parser.add_argument("--threshold", type=float, metavar="SCORE", help="least score of a "
-                        f"detector's objects, 0 to 1 (default: {DEFAULTS['threshold']})")
+    for side, default in (("height", 256), ("width", 192)):
+        parser.add_argument(f"--{side}", type=int, metavar="PX", help="of a person's crop: what "
+                            f"--weights of a pose network were trained at (default: {default})")
+    parser.add_argument("--threshold", type=float, metavar="SCORE", help="least score of the "
+                        "objects of a detector or a panoptic network, 0 to 1 (default: "
+                        f"{DEFAULTS['threshold']}); joints are drawn from 0.2 on")
     parser.add_argument("--engine", choices=("mxnet", "onnxruntime"), help="run an exported "
                         "network by this engine, operators fused; without it, files that were "
                         "exported with --target run by their engine, others as they are")
@@ -178,11 +183,19 @@ def load(flags):
 def load_pose(flags):
     """Returns the PosePredictor that the flags mean."""
     from gluon_resnest.interop import deployed, pose
+    sides = {side: getattr(flags, side) for side in ("height", "width")
+             if getattr(flags, side) is not None}
     if deployed.is_exported(flags.network):
         refuse_weights(flags)
+        if sides:
+            raise UserError(f"--{min(sides)} belongs to a zoo name, but {flags.network!r} is an "
+                            "exported pair, whose card has its size; leave it out")
         return pose.PosePredictor.load(flags.network, engine=flags.engine)
     refuse_engine(flags)
-    return pose.PosePredictor.of_block(*pose.from_zoo(flags.network, flags.weights))
+    net, card = pose.from_zoo(flags.network, flags.weights)
+    card = dataclasses.replace(card, **sides)
+    card.check("the command line")
+    return pose.PosePredictor.of_block(net, card)
 
 
 def load_task(flags, module, predictor, px, changes=(), options=()):

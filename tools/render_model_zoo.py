@@ -20,8 +20,10 @@ def main(argv=None):
         if not flags.out.is_dir():
             raise UserError(f"--out must be an existing folder, got {str(flags.out)!r}")
         from gluon_resnest.interop import model_cards, zoo_page
+        from gluon_resnest.recipes.deeplabv3 import RECIPES
         zoo_page.write_page(flags.out)
-        (flags.out / model_cards.PAGE).write_text(model_cards.render(), encoding="utf-8")
+        cards = model_cards.render(RECIPES.values())
+        (flags.out / model_cards.PAGE).write_text(cards, encoding="utf-8")
         print(f"wrote {zoo_page.PAGE}, {zoo_page.PLOT} and {model_cards.PAGE} in {flags.out}")
 
 

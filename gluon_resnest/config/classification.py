@@ -80,7 +80,8 @@ class ClassificationRecipe(Recipe):
     remainder: str = setting("fill", "last step of an epoch: filled from the next permutation, or "
                              "discarded", choices=("fill", "discard"))
     hold_out: int = setting(0, "training images, chosen by the seed, that are evaluated instead "
-                            "of the evaluation set; 0: none", low=0)
+                            "of the evaluation set; 0: none, but finetune.py a fifth of a "
+                            "folder that has no such set", low=0)
     # distillation
     teacher: str = setting("", "zoo name of a teacher network; empty: no distillation")
     temperature: float = setting(20.0, "softening of the distillation", low=1e-3)
@@ -117,6 +118,11 @@ class ClassificationRecipe(Recipe):
     def peak_lr(self):
         """The learning rate after warm-up: `lr`, or base_lr * batch / 256 (paper, 4.2)."""
         return self.base_lr * self.batch / 256 if self.lr is None else self.lr
+
+    @property
+    def overruled(self):
+        """See `Recipe`."""
+        return {} if self.lr is None else {"base_lr": "lr"}
 
     @property
     def per_worker(self):

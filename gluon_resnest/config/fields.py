@@ -34,6 +34,11 @@ class Recipe:
         """What depends on how many workers share a batch, as phrases; the order of sums aside."""
         return ()
 
+    @property
+    def overruled(self):
+        """The fields that change nothing here: {name: that of the field which is taken instead}."""
+        return {}
+
     def steps(self, steps_per_epoch):
         """Returns how many updates the training is."""
         return self.epochs * steps_per_epoch
@@ -106,8 +111,13 @@ def override(recipe, texts):
         if name not in fields:
             raise UserError(f"{type(recipe).__name__} has no field {name!r}"
                             f"{nearest(name, fields)}")
-    return dataclasses.replace(
+    changed = dataclasses.replace(
         recipe, **{name: parse(fields[name], text) for name, text in texts.items()})
+    for name, other in changed.overruled.items():
+        if name in texts and other not in texts:
+            raise UserError(f"{name}={texts[name]} changes nothing, because {other} is "
+                            f"{getattr(changed, other):g}; set {other}, or {other}=none too")
+    return changed
 
 
 # What every kind of training offers; `engine.update.make_update` reads these (docs/training.md).

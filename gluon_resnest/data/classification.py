@@ -86,13 +86,14 @@ class FolderDataset:
     Attributes:
       class_names: list of str.
       labels: int64 (N,).
+      root: Path of the folder.
 
     Raises:
       UserError: if there is no such folder, no image in it, or too many classes.
     """
 
     def __init__(self, root, transform, classes=None, class_names=None):
-        self._root = Path(root)
+        self.root = Path(root)
         self._transform = transform
         items, self.class_names = list_folder(root, class_names)
         if classes and len(self.class_names) > classes:
@@ -114,7 +115,7 @@ class FolderDataset:
 
     def name(self, index):
         """Returns what an error message calls this sample."""
-        return str(self._root / self._files[index])
+        return str(self.root / self._files[index])
 
 
 def list_folder(root, class_names=None):

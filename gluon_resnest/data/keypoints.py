@@ -86,6 +86,9 @@ def read_annotations(file, folder):
             if person["category_id"] != PERSON or person.get("iscrowd"):
                 continue
             joints = _joints(person)
+            if person["image_id"] not in sizes:
+                raise UserError(f"{file} has a person in image {person['image_id']!r}, which it "
+                                "does not list; add the image, or leave the person out")
             box = clip(person["bbox"], *sizes[person["image_id"]])
             if box is not None and (joints[:, 2] > 0).any():
                 rows.append((person["image_id"], box, joints, 1.0))
@@ -267,8 +270,10 @@ class _naming:
         if kind is not None and issubclass(kind, (KeyError, TypeError, ValueError, AttributeError,
                                                   OverflowError)):
             if not isinstance(error, UserError):
-                raise UserError(f"{self._file} is not {self._expected} ({kind.__name__}: {error}); "
-                                "give another file") from error
+                fault = f"the field {error} is missing" if kind is KeyError else \
+                    f"{kind.__name__}: {error}"
+                raise UserError(f"{self._file} is not {self._expected} ({fault}); give another "
+                                "file") from error
 
 
 def _files(content, folder):

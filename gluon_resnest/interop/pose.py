@@ -43,7 +43,7 @@ class PoseCard(cards.TaskCard):
     task = TASK
     word = "pose network"
     lists = ("joints", "partners", "skeleton", "mean", "std")
-    adjustable = ()
+    adjustable = ("height", "width")
 
     model: str
     height: int = 256
@@ -234,7 +234,7 @@ def from_zoo(name, weights, *, ctx=None):
     """Builds a pose network of the zoo, "simple_pose_{backbone}", with the weights of a file.
 
     Returns:
-      (net, card): the card says 256 x 192.
+      (net, card): the card says 256 x 192, as a file does not tell what it was trained at.
 
     Raises:
       UserError: if the name is unknown, or the weights are not given or do not fit.

@@ -97,7 +97,9 @@ def decode(heatmaps):
     """Finds each joint at its heat map's maximum, moved a quarter pixel to the higher neighbour.
 
     Inverts `encode` within half a heat map pixel (two input pixels) for joints inside the map, and
-    within a quarter if it was drawn with `exact`. On the border there is no quarter pixel.
+    within a quarter if it was drawn with `exact`. On the border there is no quarter pixel. The last
+    3 input pixels of a crop lie outside of the map: joints there are found on its border, up to 7/8
+    of a heat map pixel away.
 
     Args:
       heatmaps: numpy (N, J, H, W).

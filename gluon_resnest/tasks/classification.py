@@ -3,6 +3,7 @@ import itertools
 import logging
 
 import mxnet as mx
+import numpy as np
 from mxnet import nd
 from tqdm import tqdm
 
@@ -140,35 +141,34 @@ class Classification:
           {"top1", "top5": percent, "top1_hits", "top5_hits", "images": counts}.
 
         Raises:
-          RuntimeError: if the workers together saw another number of images than the set has.
+          RuntimeError: if the workers together saw other images than the set has.
         """
-        metric = TopK((1, 5))
-        for batch, logits in self.scored():
+        self.settle()
+        metric, numbers = TopK((1, 5)), 0
+        for batch, logits in self.scored(self._val):
             metric.update(logits, batch.arrays[1])
-        top1, top5, seen = (int(count) for count in self._comm.total(metric.counts()))
-        self.check_seen(seen)
+            numbers += int(batch.indices.sum())
+        top1, top5, seen, numbers = map(int, self._comm.total(np.append(metric.counts(), numbers)))
+        _check_seen(seen, numbers, len(self._val.dataset))
         return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "top1_hits": top1,
                 "top5_hits": top5, "images": seen}
 
-    def scored(self):
-        """Yields (batch, logits as numpy (N, K)) of this worker's part of the evaluation set."""
+    def settle(self):
+        """Gives the network the running statistics with which it is evaluated, and saved."""
         settle_statistics(
             self.net, self.params, self._comm,
             batches=self._recipe.precise_bn_batches if self._train else 0,
             loader=lambda: self.open_training(self._run),
             forward=lambda batch: self.net(self.on_device(batch)[0]))
-        for batch in tqdm(self._val.epoch(0), "evaluating", self._val.steps_per_epoch, leave=False,
+
+    def scored(self, loader):
+        """Yields (batch, logits as numpy (N, K)) of this worker's part of a loader's epoch."""
+        for batch in tqdm(loader.epoch(0), "evaluating", loader.steps_per_epoch, leave=False,
                           disable=None if self._comm.is_main else True):
             images, labels = batch.arrays
             if len(labels):     # a worker's share of the last step may be empty
                 logits = self.net(to_device(images, self._context)).astype("float32", copy=False)
                 yield batch, logits.asnumpy()
-
-    def check_seen(self, seen):
-        """Raises a RuntimeError unless all workers together saw each image exactly once."""
-        if seen != len(self._val.dataset):
-            raise RuntimeError(f"evaluation saw {seen} images of {len(self._val.dataset)}: each "
-                               "must be seen exactly once")
 
     @staticmethod
     def describe(metrics):
@@ -193,8 +193,7 @@ class Classification:
             dataset = self._generated(recipe.eval_px, recipe.batch * run.synthetic_steps // 8)
         else:
             dataset = self.evaluation_images(run)
-        return Loader(dataset, self._eval_plan(dataset, run), seed=recipe.seed,
-                      workers=run.data_workers)
+        return self._evaluation_loader(dataset, run)
 
     def training_images(self, run):
         """Opens the dataset of training images."""
@@ -205,6 +204,10 @@ class Classification:
         if self._recipe.hold_out:
             return held_out_images(self._recipe, run.rec_train, "--rec-train")
         return evaluation_images(self._recipe, run.rec_val, "--rec-val", self.class_names)
+
+    def _evaluation_loader(self, dataset, run):
+        return Loader(dataset, self._eval_plan(dataset, run), seed=self._recipe.seed,
+                      workers=run.data_workers)
 
     def _generated(self, size, length):
         return SyntheticClassification(max(1, length), size, self._recipe.classes,
@@ -240,6 +243,14 @@ class Classification:
             mate = nd.take(images, to_device(partner, self._context))
             images = mate + nd.broadcast_mul(keep, images - mate)
         return images, to_device(targets, self._context)
+
+
+def _check_seen(seen, numbers, images):
+    """Raises a RuntimeError unless so many images, and the sum of their numbers, are the set's."""
+    if (seen, numbers) != (images, images * (images - 1) // 2):
+        raise RuntimeError(f"evaluation saw {seen} images of {images}, whose numbers add up to "
+                           f"{numbers} and not {images * (images - 1) // 2}: each must be seen "
+                           "exactly once")
 
 
 def _check_classes(workdir, names):

@@ -1,17 +1,15 @@
 """Fine-tuning of a trained network on a folder of class folders."""
 import csv
 import dataclasses
-import hashlib
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from mxnet.gluon import nn
 
 from gluon_resnest.config import ClassificationRecipe, override
-from gluon_resnest.data.classification import FolderDataset, list_folder
-from gluon_resnest.data.images import read_file
-from gluon_resnest.data.splitting import Subset, split
+from gluon_resnest.data.classification import list_folder
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.evaluation_drawing import Mistake, draw_confusion, draw_mistakes
 from gluon_resnest.interop.export import export_classifier
@@ -19,13 +17,12 @@ from gluon_resnest.metrics import ConfusionMatrix
 from gluon_resnest.run_directory import is_training, read_recipe
 from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification import Classification
-from gluon_resnest.tasks.classification_data import evaluation_pipeline, training_pipeline
+from gluon_resnest.tasks.finetuning_data import Sets, find_folders, open_folders
 from gluon_resnest.zoo import VARIANTS
 
 NETWORKS = tuple(VARIANTS)
-EVALUATION_FOLDERS = ("val", "test")
-HELD_OUT_SHARE = 0.2            # where there is neither such a folder nor a number in the recipe
 EXPORT, CONFUSION, MISTAKES = "exported", "confusion", "mistakes"
+TEST, EVALUATION = "test_", "evaluation_"       # begin the names of what is of test/; --eval-only
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +30,16 @@ _log = logging.getLogger(__name__)
 class FineTuning(Classification):
     """Trains a network with a new head on one's own images; see `Classification`.
 
-    What the run ends with is the best evaluation: it is drawn, and its network exported.
+    What the run ends with is the best evaluation: it is drawn, and its network exported. A test/
+    beside the images by which that was chosen is judged once, at the end.
     """
 
     data_flag = dict(metavar="DIR", help="a folder of images for each class, or train/ and val/ or "
-                     "test/ with such folders; or synthetic: generated images")
+                     "test/ or both with such folders; or synthetic: generated images")
+    weights_flag = dict(metavar="FILE|RUN", help="start from, or evaluate, this .params file or "
+                        "URL, or the best checkpoint of this run directory; published: the newest "
+                        "the zoo's table names")
+    entries = "NETWORK or NETWORK@report, the names being those of docs/model_zoo.md"
 
     @staticmethod
     def add_paths(parser):
@@ -54,15 +56,18 @@ class FineTuning(Classification):
         if (run.data == "synthetic" or run.smoke or run.plan is not None and run.data is None
                 or run.eval_only and is_training(run.workdir)):
             return recipe
-        folder = next(filter(None, _folders(run.data, evaluating=run.eval_only)))
+        folder = next(filter(None, find_folders(run.data, evaluating=run.eval_only)))
         names = list_folder(folder)[1]
         if len(names) < 2:
             raise UserError(f"{folder} has one class folder, {names[0]!r}, expected at least two; "
                             "give the folder that contains a folder of images for each class")
+        if "classes" in run.changes and recipe.classes != len(names):
+            raise UserError(f"--classes is {recipe.classes}, but {folder} has {len(names)} class "
+                            "folders; leave --classes out, or give the folder of all classes")
         return dataclasses.replace(recipe, classes=len(names))
 
     def __init__(self, recipe, run, comm):
-        self._sets = None
+        self._sets = Sets(None, None, None)
         if run.data != "synthetic":
             judged = run.weights if _is_folder(run.weights) else run.workdir
             names = comm.on_main(lambda: trained_run.class_names(judged)) if run.eval_only else None
@@ -75,11 +80,11 @@ class FineTuning(Classification):
 
     def training_images(self, run):
         """Returns the dataset of training images."""
-        return self._sets[0]
+        return self._sets.training
 
     def evaluation_images(self, run):
         """Returns the dataset of evaluation images."""
-        return self._sets[1]
+        return self._sets.evaluation
 
     def load(self, run):
         """Gives all but the head the values of --weights; an evaluation takes the head too."""
@@ -97,40 +102,60 @@ class FineTuning(Classification):
           {"top1": percent, "mean_class": mean of the classes' accuracies in percent, "top1_hits",
           "images": counts}.
         """
-        self._answers = self._collect()
-        _, labels, predicted, _ = self._answers
-        counts = self._counts()
-        seen = counts.sum(axis=1)
-        hits = int((labels == predicted).sum())
-        return {"top1": 100 * hits / len(labels),
-                "mean_class": 100 * float(np.mean(np.diag(counts)[seen > 0] / seen[seen > 0])),
-                "top1_hits": hits, "images": len(labels)}
+        self.settle()
+        return self._judged()
 
     @staticmethod
     def describe(metrics):
-        """Returns the sentence a person reads about `evaluate`'s values."""
-        return (f"accuracy {metrics['top1']:.2f} % ({metrics['top1_hits']} of "
-                f"{metrics['images']}), mean of the classes {metrics['mean_class']:.2f} %")
+        """Returns the sentence a person reads about `evaluate`'s values, and those of test/."""
+        return "; on test/ ".join(
+            f"accuracy {metrics[part + 'top1']:.2f} % ({metrics[part + 'top1_hits']} of "
+            f"{metrics[part + 'images']}), mean of the classes {metrics[part + 'mean_class']:.2f} %"
+            for part in ("", TEST) if part + "top1" in metrics)
 
     def conclude(self, workdir, checkpoints, metrics):
-        """Evaluates the best checkpoint again, draws its mistakes and exports it.
+        """Judges the best checkpoint, as it was saved, on test/ too, draws and exports it.
 
         Args:
           workdir, checkpoints: of the run; metrics: of its last evaluation.
 
         Returns:
-          The metrics of the best, with "last_top1", that of the last, and "best_epoch".
+          The metrics of the best, with "last_top1", that of the last, "best_epoch", and what
+          `report` adds.
         """
         best = checkpoints.restore_best(self.net, self._comm)
-        metrics = {**self.evaluate(), "last_top1": metrics["top1"],
-                   "best_epoch": best.step / self.steps_per_epoch}
-        self._comm.on_main(lambda: self._leave(Path(workdir)))
+        metrics = self.report(workdir, {**self._judged(), "last_top1": metrics["top1"],
+                                        "best_epoch": best.step / self.steps_per_epoch})
+        self._comm.on_main(lambda: _export(Path(workdir)))
         return metrics
 
-    def _collect(self):
-        """Returns (numbers, labels, predictions, probabilities of these) of the evaluation set."""
+    def report(self, workdir, metrics):
+        """Draws the last evaluation; judges and draws a test/ beside the images of that.
+
+        Args:
+          workdir: of the run; None draws nothing. metrics: of the last evaluation.
+
+        Returns:
+          The metrics, with those of test/ as "test_top1" and so on.
+        """
+        self._comm.on_main(lambda: self._leave(workdir, "", self._val.dataset, self._answers))
+        test = self._sets.test
+        if test is None:
+            return metrics
+        with self._evaluation_loader(test, self._run) as loader:
+            answers = self._collect(loader)
+        self._comm.on_main(lambda: self._leave(workdir, TEST, test, answers))
+        return {**metrics, **{TEST + name: value for name, value in answers.measured().items()}}
+
+    def _judged(self):
+        """Evaluates the network as it is; see `evaluate`."""
+        self._answers = self._collect(self._val)
+        return self._answers.measured()
+
+    def _collect(self, loader):
+        """Returns the `Answers` to all images of a loader, on every worker."""
         own = [[], [], [], []]
-        for batch, logits in self.scored():
+        for batch, logits in self.scored(loader):
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
             best = logits.argmax(axis=1)
             for column, values in zip(own, (
@@ -139,41 +164,79 @@ class FineTuning(Classification):
                 column.append(values.copy())
         pieces = self._comm.gather([np.concatenate(column) if column else np.zeros(0, int)
                                     for column in own])
-        columns = [np.concatenate(column) for column in zip(*pieces)]
-        self.check_seen(len(np.unique(columns[0])))
-        order = np.argsort(columns[0])
-        return [column[order] for column in columns]
+        numbers, *columns = (np.concatenate(column) for column in zip(*pieces))
+        order = np.argsort(numbers)
+        if not np.array_equal(numbers[order], np.arange(len(loader.dataset))):
+            raise RuntimeError(f"evaluation saw {len(numbers)} images, {len(set(numbers))} "
+                               f"different ones, of {len(loader.dataset)}: each must be seen "
+                               "exactly once")
+        return Answers(self._recipe.classes, *(column[order] for column in columns))
 
-    def _counts(self):
-        matrix = ConfusionMatrix(self._recipe.classes)
-        matrix.update(self._answers[2], self._answers[1])
+    def _leave(self, workdir, part, dataset, answers):
+        """Logs each class, writes and draws the confusion matrix and the mistakes of a set.
+
+        Args:
+          workdir: of the run; None: the log only. part: TEST or empty. dataset, answers: of the
+            set.
+        """
+        rows = []
+        for number, (name, counts) in enumerate(zip(self.class_names, answers.counts())):
+            hits, images = counts[number], counts.sum()
+            accuracy = f"{100 * hits / images:.2f}" if images else ""
+            rows.append([name, *counts, accuracy])
+            if images:
+                _log.info("%6s %%  %s%s (%d of %d)", accuracy, part, name, hits, images)
+        if workdir is None:
+            return
+        # Beside a training, where the names without it are that one's.
+        begin = EVALUATION + part if self._run.eval_only and is_training(workdir) else part
+        confusion, wrong = (str(Path(workdir) / (begin + name)) for name in (CONFUSION, MISTAKES))
+        _write_csv(f"{confusion}.csv", ["true \\ predicted", *self.class_names, "accuracy in %"],
+                   rows)
+        mistakes = None
+        if self._sets.evaluation is not None:       # generated images are no files
+            mistakes = answers.mistakes(dataset, self.class_names)
+            _write_csv(f"{wrong}.csv", Mistake._fields, mistakes)
+        try:
+            draw_confusion(f"{confusion}.png", answers.counts(), self.class_names)
+            if mistakes is not None:
+                draw_mistakes(f"{wrong}.png", mistakes)
+            _log.info("drew %s.png and %s.png", confusion, Path(wrong).name)
+        except UserError as error:          # the numbers are there
+            _log.warning("no pictures: %s", error)
+
+
+class Answers(NamedTuple):
+    """What a network said of a set: arrays (N,) in the order of its images.
+
+    classes: how many there are; probabilities: of what was predicted.
+    """
+
+    classes: int
+    labels: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+
+    def counts(self):
+        """Returns int (classes, classes): [t, p] images of true class t were called p."""
+        matrix = ConfusionMatrix(self.classes)
+        matrix.update(self.predicted, self.labels)
         return matrix.pixels
 
-    def _leave(self, workdir):
-        """Writes and draws the confusion matrix and the mistakes; exports the best network."""
-        names, counts = self.class_names, self._counts()
-        for name, row in zip(names, counts):
-            if row.sum():
-                hits = row[names.index(name)]
-                _log.info("%6.2f %%  %s (%d of %d)", 100 * hits / row.sum(), name, hits, row.sum())
-        _write_csv(workdir / f"{CONFUSION}.csv", ["true \\ predicted", *names],
-                   [[name, *row] for name, row in zip(names, counts)])
-        draw_confusion(workdir / f"{CONFUSION}.png", counts, names)
-        if self._sets is not None:
-            mistakes = self._mistakes()
-            _write_csv(workdir / f"{MISTAKES}.csv", Mistake._fields, mistakes)
-            draw_mistakes(workdir / f"{MISTAKES}.png", mistakes)
-        net, card = trained_run.open_classifier(workdir)
-        export_classifier(net, workdir / EXPORT, card)
-        _log.info("exported %s, drew its confusion matrix and mistakes beside it", workdir / EXPORT)
+    def measured(self):
+        """Returns the metrics of `FineTuning.evaluate`."""
+        counts = self.counts()
+        seen, hits = counts.sum(axis=1), np.diag(counts)
+        return {"top1": 100 * int(hits.sum()) / len(self.labels),
+                "mean_class": 100 * float(np.mean(hits[seen > 0] / seen[seen > 0])),
+                "top1_hits": int(hits.sum()), "images": len(self.labels)}
 
-    def _mistakes(self):
+    def mistakes(self, dataset, names):
         """Returns the `Mistake`s, the surest first."""
-        numbers, labels, predicted, probabilities = self._answers
-        wrong = np.flatnonzero(labels != predicted)
-        return [Mistake(self._val.dataset.name(numbers[i]), self.class_names[labels[i]],
-                        self.class_names[predicted[i]], round(float(probabilities[i]), 4))
-                for i in wrong[np.argsort(-probabilities[wrong], kind="stable")]]
+        wrong = np.flatnonzero(self.labels != self.predicted)
+        return [Mistake(dataset.name(i), names[self.labels[i]], names[self.predicted[i]],
+                        round(float(self.probabilities[i]), 4))
+                for i in wrong[np.argsort(-self.probabilities[wrong], kind="stable")]]
 
 
 class _Headless(nn.Block):
@@ -186,68 +249,11 @@ class _Headless(nn.Block):
                 self.register_child(child, name)
 
 
-def open_folders(recipe, root, class_names=None, *, evaluating=False):
-    """Opens the training and the evaluation images below a folder.
-
-    Without val/ or test/, or if the recipe holds images out, the evaluation images are split off:
-    by the seed, of each class its share, files of equal content on one side.
-
-    Args:
-      recipe: a ClassificationRecipe.
-      root: folder of class folders, or one that contains train/ and val/ or test/.
-      class_names: of the run that is evaluated; numbers the classes, of which some may be missing.
-        None numbers them by the folders.
-      evaluating: val/ or test/ alone will do.
-
-    Returns:
-      (training, evaluation) datasets; of val/ or test/ alone, the first is None.
-
-    Raises:
-      UserError: if the folders are not like that, one is none of `class_names`, or a class has too
-        few images to be split.
-    """
-    folder, given = _folders(root, evaluating=evaluating)
-    transform = evaluation_pipeline(recipe)
-    if folder is None:
-        return None, FolderDataset(given, transform, recipe.classes, class_names)
-    train = FolderDataset(folder, training_pipeline(recipe), recipe.classes, class_names)
-    if given and not recipe.hold_out:
-        held = FolderDataset(given, transform, recipe.classes, train.class_names)
-        common = set(_digests(train)) & set(_digests(held))
-        if common:
-            _log.warning("%d images are in %s and in %s: the accuracy will flatter", len(common),
-                         folder, given)
-        return train, held
-    count = recipe.hold_out or max(1, round(HELD_OUT_SHARE * len(train)))
-    kept, chosen = split(train.labels, count, recipe.seed, _digests(train),
-                         class_names=train.class_names)
-    _log.info("%s: %d of the %d images of %s are held out for evaluation",
-              "--hold-out" if recipe.hold_out else f"{root} has no val/ or test/", len(chosen),
-              len(train), folder)
-    same = FolderDataset(folder, transform, recipe.classes, train.class_names)
-    return Subset(train, kept), Subset(same, chosen)
-
-
-def _folders(root, *, evaluating):
-    """Returns which folders contain the class folders of training and of evaluation.
-
-    The first is None where only images to evaluate are given, the second where there are none.
-    """
-    if root is None:
-        raise UserError("--data DIR is missing; give a folder that contains a folder of images for "
-                        "each class, or train/ and val/ with such folders")
-    root = Path(root)
-    given = [root / name for name in EVALUATION_FOLDERS if (root / name).is_dir()]
-    if (root / "train").is_dir():
-        return root / "train", given[0] if given else None
-    if not given:
-        return root, None
-    if evaluating and all(path in given for path in root.iterdir()
-                          if path.is_dir() and not path.name.startswith(".")):
-        return None, given[0]
-    raise UserError(f"{root} has {given[0].name}/ but no train/, expected both or only folders of "
-                    "classes; name the folder of training images train/, or give a class of that "
-                    "name another one")
+def _export(workdir):
+    """Exports the best network of a run."""
+    net, card = trained_run.open_classifier(workdir)
+    export_classifier(net, workdir / EXPORT, card)
+    _log.info("exported %s", workdir / EXPORT)
 
 
 def _is_folder(weights):
@@ -261,12 +267,6 @@ def _recipe_of_weights(run):
     run.model, recipe = read_recipe(run.weights, ClassificationRecipe,
                                     "give the run of a classification recipe", named=run.named)
     return override(recipe, run.changes)
-
-
-def _digests(dataset):
-    """Returns a checksum of each image file."""
-    return [hashlib.sha256(read_file(dataset.name(index))).digest()
-            for index in range(len(dataset))]
 
 
 def _write_csv(path, head, rows):
