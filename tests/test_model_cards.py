@@ -25,4 +25,4 @@ def test_every_published_classifier_has_a_row():
 
 def test_a_segmentation_network_has_its_published_numbers():
     assert "| `deeplab_resnest50_ade` | 45.12 | 81.17 | 480 | `a8312db6` |" in render()
-    assert "| `deeplab_resnet50_citys` | 78.72 |  | 768 |" in render()
+    assert "| `deeplab_resnet50_citys` | 78.72 | 96.30 | 768 |" in render()

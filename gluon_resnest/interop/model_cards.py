@@ -46,7 +46,7 @@ def render(segmentation):
                 given.source, f"`{given.sha1[0][:8]}`"]) + " |")
     recipes = {recipe.network: recipe for recipe in reversed(list(segmentation))}   # the first one
     segmenters = [f"| `{name}` | {recipes[name].expect_miou:.2f} | "
-                  f"{recipes[name].expect_pixacc or ''} | {recipes[name].crop_px} | "
+                  f"{recipes[name].expect_pixacc:.2f} | {recipes[name].crop_px} | "
                   f"`{sha1[0][:8]}` |"
                   for name, sha1 in zoo.SEGMENTERS.items() if sha1]
     return "\n".join([HEAD, *rows, """
