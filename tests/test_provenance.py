@@ -13,7 +13,9 @@ def test_commit_is_that_of_the_checkout():
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", commit())
 
 
-def test_commit_is_unknown_where_there_is_no_git(monkeypatch):
+def test_commit_is_unknown_where_there_is_no_git(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "gluon_resnest/provenance.py"))
     monkeypatch.setenv("PATH", "")
     assert commit() == "unknown"
 
