@@ -141,7 +141,9 @@ def note_circumstances(directory, step, circumstances):
 
 
 def _flat(note):
-    return {**note, "data": None, **note.get("data", {})}
+    """Returns a note with the flags of "data" in place of that; older notes have none."""
+    return {**{name: value for name, value in note.items() if name != "data"},
+            **note.get("data", {})}
 
 
 def _program():

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gluon_resnest import cli, run_directory
+from gluon_resnest import cli, provenance, run_directory
 from gluon_resnest.data.recordio import RecordWriter
 from gluon_resnest.engine import occupied
 from gluon_resnest.engine.comm import Comm
@@ -149,6 +149,14 @@ def test_config_json_notes_from_which_step_a_run_went_on_otherwise(capsys, tmp_p
     first, second = json.loads((tmp_path / "run/config.json").read_text())["circumstances"]
     assert first["step"] == 0 and second == {**first, "step": 3, "commit": "another",
                                              "save_every": 1}
+
+
+def test_a_note_of_an_older_version_differs_in_what_it_has_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"recipe": {}, "commit": "older"}')
+    changed = run_directory.note_circumstances(tmp_path, 3, {"workers": 2, "data": {"data": "d"}})
+    assert changed == [f"commit: 'older' there, {provenance.commit()!r} now"]
+    again = run_directory.note_circumstances(tmp_path, 5, {"workers": 2, "data": {"data": "e"}})
+    assert again == ["data: 'd' there, 'e' now"]
 
 
 def test_evaluation_takes_the_recipe_of_the_run(capsys, tmp_path, rec):
