@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from mxnet import nd
 
-from gluon_resnest import cli
+from gluon_resnest import cli, execution
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.engine import amp
 from gluon_resnest.engine.checkpoint import State, snapshot
@@ -71,7 +71,7 @@ def program(job, file):
         recipe, run = cli.parse({"tiny": RANDOM}, Classification, [
             "--workdir", file, "--data", "synthetic", "--synthetic-steps", "4", "--save-every", "1",
             "--keep", "99", "--data-workers", "0"])
-        cli.train(recipe, run, Classification, Comm())
+        execution.train(recipe, run, Classification, Comm())
         return
     else:
         task = Classification(RECIPE, RUN, Comm())

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gluon_resnest import cli, provenance, run_directory
+from gluon_resnest import cli, execution, provenance, run_directory
 from gluon_resnest.data.recordio import RecordWriter
 from gluon_resnest.engine import occupied
 from gluon_resnest.engine.comm import Comm
@@ -369,7 +369,7 @@ def test_batch_must_be_divisible_by_the_workers(action, tmp_path, rec):
     words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
     recipe, flags = cli.parse(RECIPES, Classification, [str(word) for word in words])
     with pytest.raises(UserError, match=r"batch \(=4\) must be divisible .* 3 or 6"):
-        getattr(cli, action)(recipe, flags, Classification, Three())
+        getattr(execution, action)(recipe, flags, Classification, Three())
 
 
 def test_diverged_training_names_the_step(capsys, tmp_path, rec):

@@ -15,7 +15,7 @@ import pytest
 from horovod_job import launch
 from mxnet import autograd, nd
 
-from gluon_resnest import cli, zoo
+from gluon_resnest import cli, execution, zoo
 from gluon_resnest.config import ClassificationRecipe, DetectionRecipe
 from gluon_resnest.data.instances import ground_truth
 from gluon_resnest.data.lvis import exhaustive
@@ -201,7 +201,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(capsys, tmp_path, coco):
     assert code == 0 and "box AP" in out and "mask AP" in out and "4 images" in out, err
     recipe, flags = cli.parse({"a": RECIPE}, Detection, [
         str(word) for word in words(coco, tmp_path / "parts", *more)])
-    cli.train(recipe, flags, Detection, Comm(), stop_epoch=1)
+    execution.train(recipe, flags, Detection, Comm(), stop_epoch=1)
     assert run(capsys, *words(coco, tmp_path / "parts", *more))[0] == 0
     step = max((tmp_path / "whole/checkpoints").iterdir()).name     # 2 images with objects, twice
     assert step == "step-00000002"

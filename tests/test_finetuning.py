@@ -1,4 +1,4 @@
-"""Fine-tuning on folders: splits, head and stages, weights of classes, what a run leaves behind.
+"""Fine-tuning on folders: flags, head and stages, weights of classes, what a run leaves behind.
 
 Started by horovodrun, this file is one of two workers.
 """
@@ -15,11 +15,10 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
+from class_folders import RECIPE, write_images, write_parts
 from horovod_job import launch
-from PIL import Image
 
-from gluon_resnest import cli, zoo
-from gluon_resnest.config import ClassificationRecipe
+from gluon_resnest import cli, execution, zoo
 from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.errors import UserError
@@ -29,26 +28,9 @@ from gluon_resnest.models.norm import few_values
 from gluon_resnest.tasks.finetuning import NETWORKS, FineTuning
 from gluon_resnest.tasks.finetuning_data import open_folders
 
-RECIPE = ClassificationRecipe(
-    network="resnest_tiny", source="a test", classes=2, epochs=3, batch=8, lr=0.05,
-    lr_factors="fc=10", warmup_epochs=0.0, crop_px=32, eval_px=32, auto_augment="none",
-    crop_scale=0.5, jitter=0.0, lighting=0.0, dropblock=0.0, label_smoothing=0.0, mixup_alpha=0.0,
-    last_gamma=False, class_weights="balanced", eval_every=1)
 RUN = argparse.Namespace(data=None, synthetic_steps=3, data_workers=0, device="cpu", weights=None,
                          eval_only=False, eval_batch=3, teacher_weights=None, smoke=False,
                          workdir=None)
-
-
-def write_images(root, counts, mode="RGB", seed=0):
-    """Writes pictures of one brightness a class, {class: how many}, all different."""
-    random = np.random.RandomState(seed)
-    for number, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for image in range(count):
-            shape = (40, 52) if mode == "L" else (40, 52, 3)
-            pixels = random.randint(0, 60, shape) + 90 * number
-            Image.fromarray(pixels.astype("uint8"), mode).save(root / name / f"{image}.png")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +47,7 @@ def make_task(folder, recipe=RECIPE, comm=None, **run):
 def train(folder, workdir, *flags, recipe=RECIPE):
     words = ["--data", folder, "--workdir", workdir, "--data-workers", 0, "--log-every", 1, *flags]
     recipe, run = cli.parse({"tiny": recipe}, FineTuning, [str(word) for word in words])
-    return cli.execute(recipe, run, FineTuning)
+    return execution.execute(recipe, run, FineTuning)
 
 
 @pytest.fixture(scope="module")
@@ -74,71 +56,11 @@ def finished(folder, tmp_path_factory):
     return workdir, train(folder, workdir)
 
 
-# --- data --------------------------------------------------------------------------------------
-
-def names(dataset):
-    return {dataset.name(index) for index in range(len(dataset))}
-
-
-def test_a_folder_is_split_once_for_all_and_in_proportion(folder):
-    train_set, held, test = open_folders(RECIPE, folder)
-    assert test is None
-    assert len(train_set) + len(held) == 21 and not names(train_set) & names(held)
-    assert np.bincount(held.labels).tolist() == [2, 2]
-    assert names(open_folders(RECIPE, folder)[1]) == names(held)
-    other = open_folders(dataclasses.replace(RECIPE, seed=1), folder)[1]
-    assert names(other) != names(held)
-    assert len(open_folders(dataclasses.replace(RECIPE, hold_out=9), folder)[1]) == 9
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_copies_of_an_image_stay_on_one_side(folder, tmp_path, seed):
-    shutil.copytree(folder, tmp_path / "all")
-    for name in ("bright", "dark"):
-        for copy in range(6):
-            shutil.copy(tmp_path / f"all/{name}/{copy}.png", tmp_path / f"all/{name}/c{copy}.png")
-    recipe = dataclasses.replace(RECIPE, seed=seed)
-    sides = [{Path(name).read_bytes() for name in names(side)}
-             for side in open_folders(recipe, tmp_path / "all")[:2]]
-    assert not sides[0] & sides[1]
-
-
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_given_folders_are_taken_as_they_are(tmp_path, part, caplog):
-    write_images(tmp_path / "train", {"a": 3, "b": 2})
-    write_images(tmp_path / part, {"b": 2}, seed=1)     # a class may be missing here
-    train_set, held, _ = open_folders(RECIPE, tmp_path)
-    assert len(train_set) == 5 and held.labels.tolist() == [1, 1]
-    shutil.copy(tmp_path / "train/b/0.png", tmp_path / part / "b/again.png")
-    open_folders(RECIPE, tmp_path)
-    assert "1 images are in" in caplog.text and "flatter" in caplog.text
-
-
-def test_what_is_held_out_is_said_as_it_is(tmp_path, caplog):
-    for part in ("train", "val"):
-        write_images(tmp_path / part, {"a": 4, "b": 4})
-    with caplog.at_level(logging.INFO):
-        open_folders(dataclasses.replace(RECIPE, hold_out=2), tmp_path)
-    assert "--hold-out: 2 of the 8 images" in caplog.text and "no val/" not in caplog.text
-    assert f"{tmp_path / 'val'} is left out" in caplog.text
-
+# --- flags and folders -------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """Pictures in train/, val/ and test/, the last two of different sizes."""
-    root = tmp_path_factory.mktemp("thirds")
-    for seed, (part, count) in enumerate([("train", 4), ("val", 3), ("test", 2)]):
-        write_images(root / part, {"bright": count, "dark": count}, seed=seed)
-    return root
-
-
-def test_a_test_folder_beside_images_to_choose_by_is_a_third_set(three):
-    def sizes(recipe=RECIPE, root=three, **how):
-        return [part and len(part) for part in open_folders(recipe, root, **how)]
-
-    assert sizes() == [8, 6, 4]
-    assert sizes(dataclasses.replace(RECIPE, hold_out=2)) == [6, 2, 4]
-    assert sizes(root=three / "val") == [4, 2, None]
+    return write_parts(tmp_path_factory.mktemp("thirds"))
 
 
 def test_a_third_set_is_judged_once_by_the_best_network(three, tmp_path):
@@ -188,20 +110,12 @@ def test_help_does_not_list_every_network(capsys):
         cli.parse(recipes, FineTuning, ["--model", "x"])
 
 
-@pytest.mark.parametrize("counts, message", [
-    ({"a": 4, "b": 1}, "class 'b' has 1 different image"), ({}, "contains no folders")])
-def test_folders_that_cannot_be_used_are_named(tmp_path, counts, message):
-    write_images(tmp_path, counts)
-    with pytest.raises(UserError, match=message):
-        open_folders(RECIPE, tmp_path)
-
-
 def test_a_folder_is_needed_but_for_a_plan():
     with pytest.raises(UserError, match="--data DIR is missing"):
         cli.parse({"tiny": RECIPE}, FineTuning, [])
     recipe, run = cli.parse({"tiny": RECIPE}, FineTuning, [
         "--plan", "images=300,workers=1,images_per_second=250"])
-    assert "3 epochs x 38 steps" in cli.plan(recipe, run, FineTuning)
+    assert "3 epochs x 38 steps" in execution.plan(recipe, run, FineTuning)
 
 
 @pytest.mark.parametrize("layout, message", [
@@ -480,7 +394,7 @@ def judge(folder, *flags):
     other = dataclasses.replace(RECIPE, network="resnet18", eval_px=64)
     words = ["--eval-only", "--data", folder, "--data-workers", 0, *flags]
     recipe, run = cli.parse({"other": other, "tiny": RECIPE}, FineTuning, list(map(str, words)))
-    return cli.execute(recipe, run, FineTuning)
+    return execution.execute(recipe, run, FineTuning)
 
 
 def test_a_run_goes_on_only_with_the_classes_it_began_with(of_three, tmp_path):
@@ -515,7 +429,7 @@ def worker(folder):
     words = ["--data", f"{folder}/pictures", "--workdir", f"{folder}/run", "--data-workers", "0",
              "--log-every", "1"]
     recipe, run = cli.parse({"tiny": recipe}, FineTuning, words)
-    cli.train(recipe, run, FineTuning, comm)
+    execution.train(recipe, run, FineTuning, comm)
     comm.shutdown()
 
 

@@ -18,7 +18,7 @@ from horovod_job import launch
 from mxnet import nd
 from test_panoptic_task import Gathered, Part
 
-from gluon_resnest import cli, zoo
+from gluon_resnest import cli, execution, zoo
 from gluon_resnest.config import ClassificationRecipe, PoseRecipe
 from gluon_resnest.data.keypoints import PARTNERS, SyntheticPersons
 from gluon_resnest.data.loader import Batch
@@ -209,7 +209,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(capsys, tmp_path, coco):
     assert code == 0 and "OKS AP" in out, err
     recipe, flags = cli.parse({"a": FILLED}, Pose,
                               [str(word) for word in words(coco, tmp_path / "parts")])
-    cli.train(recipe, flags, Pose, Comm(), stop_epoch=1)
+    execution.train(recipe, flags, Pose, Comm(), stop_epoch=1)
     assert run(capsys, "a", *words(coco, tmp_path / "parts"))[0] == 0
     file = "checkpoints/step-00000004/model.params"
     assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
@@ -247,7 +247,7 @@ def trained(folder, comm):
             kept.append(values(self.net))
             super().close()
 
-    cli.train(recipe, flags, Kept, comm)
+    execution.train(recipe, flags, Kept, comm)
     return {name: hashlib.sha256(value.tobytes()).hexdigest()
             for name, value in kept[0].items()}
 

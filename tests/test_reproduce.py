@@ -121,6 +121,9 @@ def test_words_that_a_row_cannot_take_are_told_before_the_first_begins(
 
 def test_four_flags_replace_a_root(tmp_path):
     row = trained("x", "faster_rcnn/resnest50")
+    without, = running.steps_of(row, tmp_path)
+    with pytest.raises(UserError, match="'x' also needs --root"):
+        running.check(without, "--root coco")
     step, = running.steps_of(row, tmp_path, extra=["--train-annotations", "a"])
     running.check(step, "--root coco")
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from horovod_job import launch
 
-from gluon_resnest import cli
+from gluon_resnest import cli, execution
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data.recordio import RecordWriter
 from gluon_resnest.engine.checkpoint import read
@@ -39,7 +39,7 @@ def train(workdir, rec, *flags, recipe=RECIPE, comm=None, stop_epoch=None):
     words = ["--workdir", workdir, "--rec-train", rec, "--rec-val", rec, "--log-every", 1,
              "--data-workers", 0, *flags]
     recipe, run = cli.parse({"tiny": recipe}, Classification, [str(word) for word in words])
-    cli.train(recipe, run, Classification, comm or Comm(), stop_epoch=stop_epoch)
+    execution.train(recipe, run, Classification, comm or Comm(), stop_epoch=stop_epoch)
 
 
 @pytest.fixture(scope="module")

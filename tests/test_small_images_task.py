@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gluon_resnest import cli, zoo
+from gluon_resnest import cli, execution, zoo
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data import cifar10
 from gluon_resnest.data.in_memory import Images
@@ -125,17 +125,17 @@ def test_a_path_is_needed(parts):
 def test_a_run_says_its_parameters_and_goes_on(parts, tmp_path):
     words = ["--model", "tiny", "--data", "cifar", "--workdir", str(tmp_path), "--seed", "3"]
     recipe, run = cli.parse({"tiny": TINY}, SmallImages, words)
-    result = cli.execute(recipe, run, SmallImages)
+    result = execution.execute(recipe, run, SmallImages)
     net = zoo.get_model("resnest_tiny", classes=3)
     assert result["parameters"] == analyze(net, size=(32, 32)).total().params
     assert result["measured"]["images"] == 6 and result["images_per_second"] > 0
-    assert cli.execute(recipe, run, SmallImages)["measured"] == result["measured"]
+    assert execution.execute(recipe, run, SmallImages)["measured"] == result["measured"]
 
 
 def test_the_full_resolution_preset_is_planned():
     recipe, run = cli.parse(RECIPES, SmallImages, [
         "--model", "resnest14@224", "--plan", "images=50000,workers=8,images_per_second=250"])
-    assert "20 epochs x 196 steps" in cli.plan(recipe, run, SmallImages)
+    assert "20 epochs x 196 steps" in execution.plan(recipe, run, SmallImages)
 
 
 def test_every_entry_is_a_recipe_of_a_network():

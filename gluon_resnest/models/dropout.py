@@ -5,7 +5,7 @@ from mxnet.gluon import nn
 class Dropout(nn.Dropout):
     """Gluon's layer without cuDNN's kernel, whose state `mx.random.seed` does not reach.
 
-    So it is in MXNet 1.9.1 (apache/mxnet#15662; the mending, #19209, is in 2.0 only).
+    So it is in MXNet 1.9.1 (apache/mxnet#15662), which lacks the mending, #19209.
     """
 
     def hybrid_forward(self, F, x):
