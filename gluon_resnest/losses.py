@@ -6,8 +6,8 @@ from mxnet.gluon import HybridBlock
 class SoftCrossEntropy(HybridBlock):
     """Computes the cross entropy against target probabilities (paper, eq. 4).
 
-    Call with `logits` (N, K) and `targets` (N, K), each row of which sums to one; returns the
-    mean over N as a scalar of shape (1,).
+    Call with `logits` (N, K) and `targets` (N, K), each row of which sums to one, or to the weight
+    of its image; returns the mean over N as a scalar of shape (1,).
     """
 
     def hybrid_forward(self, F, logits, targets):
@@ -20,7 +20,8 @@ class Distillation(HybridBlock):
     `hard_weight * CE(logits, targets) + (1 - hard_weight) * T^2 * CE(logits / T, teacher / T)`
     (Hinton et al. 2015, section 2: T^2 keeps the gradient's size independent of T).
 
-    Call with `logits`, `targets`, `teacher_logits`, all (N, K); returns a scalar of shape (1,).
+    Call with `logits`, `targets` as above, `teacher_logits`, all (N, K); returns a scalar of shape
+    (1,).
 
     Args:
       temperature: T > 0.
@@ -37,7 +38,9 @@ class Distillation(HybridBlock):
 
     def hybrid_forward(self, F, logits, targets, teacher_logits):
         t = self._temperature
-        soft = self._cross_entropy(logits / t, F.softmax(teacher_logits / t, axis=-1))
+        weights = F.sum(targets, axis=-1, keepdims=True)
+        taught = F.broadcast_mul(weights, F.softmax(teacher_logits / t, axis=-1))
+        soft = self._cross_entropy(logits / t, taught)
         hard = self._cross_entropy(logits, targets)
         return self._hard_weight * hard + (1 - self._hard_weight) * t * t * soft
 
@@ -57,7 +60,8 @@ def balanced_weights(labels, classes):
     """Returns what an image of each class counts, float32 (classes,), inverse to its frequency.
 
     All classes weigh the same then, and the mean weight of an image is one; a class without
-    images counts nothing.
+    images counts nothing. It is the image that counts: PyTorch's CrossEntropyLoss multiplies each
+    class's share of a smoothed target, by which a rare class attracts the images of all others.
 
     Args:
       labels: int (N,) of the training images.

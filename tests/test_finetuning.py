@@ -183,13 +183,19 @@ def test_balanced_weights_by_hand():
     assert np.mean(weights[[0, 0, 0, 2]]) == pytest.approx(1)
 
 
-def test_class_weights_multiply_the_loss_of_their_images(folder):
-    task, plain = make_task(folder), make_task(
-        folder, dataclasses.replace(RECIPE, class_weights="none"))
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_class_weights_multiply_whole_images_and_are_one_on_average(folder, mixup):
+    recipe = dataclasses.replace(RECIPE, label_smoothing=0.2, mixup_alpha=mixup, flip=False,
+                                 batch=17)
+    task, plain = make_task(folder, recipe), make_task(
+        folder, dataclasses.replace(recipe, class_weights="none"))
     weights = balanced_weights(task._train.dataset.labels, 2)
-    (_, targets), (_, hard) = next(task.batches(0)), next(plain.batches(0))
-    np.testing.assert_allclose(targets.asnumpy(), hard.asnumpy() * weights, rtol=1e-6)
-    assert weights[0] < 1 < weights[1]
+    (_, targets), (_, shares) = (map(mx.nd.NDArray.asnumpy, next(each.batches(0)))
+                                 for each in (task, plain))
+    # A smoothed share is .1 + .8 times the unsmoothed one; an image weighs what it shows.
+    own = (shares - 0.1) / 0.8 @ weights
+    np.testing.assert_allclose(targets, shares * own[:, None], rtol=1e-5)
+    assert weights[0] < 1 < weights[1] and targets.sum() == pytest.approx(17, rel=1e-5)
 
 
 def test_values_to_start_from_are_missed_aloud(folder, trained_file, caplog):

@@ -62,6 +62,18 @@ def test_soft_part_is_least_where_the_student_equals_the_teacher():
     assert best == pytest.approx(4 * entropy, rel=1e-5)         # T^2 times the entropy
 
 
+def test_targets_of_weight_two_count_their_image_twice_with_a_teacher_too(hybridize):
+    logits, targets = map(nd.array, logits_and_targets())
+    teacher, loss = logits[:, ::-1], Distillation(temperature=2, hard_weight=0.25)
+    loss.hybridize(hybridize)
+    once, twice, none = (loss(logits[k:k + 1], weight * targets[k:k + 1], teacher[k:k + 1])
+                         for k, weight in ((0, 1), (1, 2), (2, 0)))
+    weighted = loss(logits, nd.array([[1], [2], [0]]) * targets, teacher)
+    assert weighted.asscalar() == pytest.approx((once + twice + none).asscalar() / 3, rel=1e-5)
+    again = loss(logits[1:2], targets[1:2], teacher[1:2])
+    assert twice.asscalar() == pytest.approx(2 * again.asscalar(), rel=1e-5)
+
+
 @pytest.mark.parametrize("temperature, hard_weight", [(0, 0.5), (-1, 0.5), (1, 1.5)])
 def test_senseless_distillation_is_refused(temperature, hard_weight):
     with pytest.raises(ValueError, match="temperature > 0"):
