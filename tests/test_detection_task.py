@@ -270,6 +270,31 @@ def test_mistakes_with_data_are_sentences(capsys, tmp_path, coco):
         assert code == 2 and sentence in err, err
 
 
+@pytest.mark.parametrize("change, sentence", [
+    ({"id": 3}, "category 2 ('square') of train is category 3 ('square') in val"),
+    ({"name": "cube"}, "category 2 ('square') of train is category 2 ('cube') in val")])
+def test_train_and_val_have_the_same_categories(capsys, tmp_path, coco, change, sentence):
+    file = coco / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    for row in content["annotations"]:
+        if row["category_id"] == 2 and "id" in change:
+            row["category_id"] = change["id"]
+    content["categories"][1].update(change)
+    file.write_text(json.dumps(content))
+    code, _, err = run(capsys, *words(coco, tmp_path / "run"))
+    assert code == 2 and sentence in err, err
+
+
+@pytest.mark.parametrize("more", [[], ["--eval-only"]])
+def test_a_run_goes_on_and_is_judged_with_its_own_classes(capsys, tmp_path, coco, more):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/classes.txt").write_text("disc\ncube\n")
+    (tmp_path / "run/config.json").write_text(json.dumps(
+        {"model": "a", "kind": "DetectionRecipe", "recipe": RECIPE.to_json()}))
+    code, _, err = run(capsys, *words(coco, tmp_path / "run", *more))
+    assert code == 2 and "other classes (class 1: 'cube' there, 'square' now)" in err, err
+
+
 @pytest.mark.parametrize("judge", [coco_ap, lvis_ap])
 def test_a_broken_mask_of_the_truth_is_named_when_masks_are_judged(judge):
     source = ShapeInstances(1, (64, 80), 2)

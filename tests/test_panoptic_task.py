@@ -204,6 +204,13 @@ def test_mistakes_are_sentences(capsys, tmp_path, coco):
         assert code == 2 and sentence in err and "Traceback" not in err, err
 
 
+def test_train_and_val_have_the_same_kinds_of_stuff(capsys, tmp_path, coco):
+    file = coco / "annotations/panoptic_val2017.json"
+    file.write_text(file.read_text().replace('"sky"', '"cloud"'))
+    code, _, err = run(capsys, "--root", coco, "--workdir", tmp_path / "run")
+    assert code == 2 and "category 3 ('sky') of train is category 3 ('cloud') in val" in err, err
+
+
 def test_results_of_another_size_are_a_sentence(capsys, tmp_path, coco):
     files, rows, pngs = read_panoptic(coco / "annotations/panoptic_val2017.json"), [], []
     for image_id in files.image_ids:

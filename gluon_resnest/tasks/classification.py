@@ -1,5 +1,4 @@
 """Image classification as a Task: network, images, soft targets, exact top-k counts."""
-import itertools
 import logging
 
 import mxnet as mx
@@ -21,7 +20,6 @@ from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.norm import few_values, freeze_stages, use_running_statistics
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.run_directory import is_training
 from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
@@ -74,7 +72,7 @@ class Classification:
             self._train = self.open_training(run)
             self.steps_per_epoch = self._train.steps_per_epoch
             self.class_names = self._train.dataset.class_names
-            comm.on_main(lambda: _check_classes(run.workdir, self.class_names))
+            comm.on_main(lambda: trained_run.check_classes(run.workdir, self.class_names))
         self._val = self.open_evaluation(run)
         self.class_names = self.class_names or self._val.dataset.class_names
 
@@ -252,20 +250,6 @@ def _check_seen(seen, numbers, images):
         raise RuntimeError(f"evaluation saw {seen} images of {images}, whose numbers add up to "
                            f"{numbers} and not {images * (images - 1) // 2}: each must be seen "
                            "exactly once")
-
-
-def _check_classes(workdir, names):
-    """Refuses to go on with a run of other classes; names may be None, not known."""
-    before = trained_run.class_names(workdir) if is_training(workdir) else None
-    if not before or not names:
-        return
-    # A file of names does not keep the spaces around them.
-    now = [name.strip() for name in names]
-    for number, (there, here) in enumerate(itertools.zip_longest(before, now)):
-        if there != here:
-            raise UserError(f"--workdir {workdir} holds a run of other classes (class {number}: "
-                            f"{there!r} there, {here!r} now); give another directory, or the "
-                            "images of that run")
 
 
 def _mixing_plan(recipe, batch):

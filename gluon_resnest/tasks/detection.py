@@ -32,7 +32,7 @@ from gluon_resnest.tasks.detection_evaluation import (
 from gluon_resnest.tasks.detector import build_detector
 from gluon_resnest.tasks.lvis_evaluation import lvis, lvis_ap
 from gluon_resnest.tasks.statistics import settle_statistics
-from gluon_resnest.tasks.trained_run import load_backbone
+from gluon_resnest.tasks.trained_run import check_classes, load_backbone
 from gluon_resnest.tasks.workload import detection_workload
 from gluon_resnest.zoo import load_weights
 
@@ -101,6 +101,7 @@ class Detection:
             self.steps_per_epoch = self._train.steps_per_epoch
         self._val = self._data.evaluation()
         self.class_names = self._names(self._val.dataset.source)
+        comm.on_main(lambda: check_classes(run.workdir, self.class_names))
 
         enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)

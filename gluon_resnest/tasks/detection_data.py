@@ -1,4 +1,5 @@
 """The data of a detection run: training batches, evaluation images, and what is true of them."""
+import itertools
 from pathlib import Path
 
 from gluon_resnest.data.coco import CocoInstances, read_instances
@@ -61,6 +62,7 @@ class DetectionData:
     def train(self):
         """Returns a loader of training batches."""
         recipe, run = self._recipe, self._run
+        self._check_categories()
         transform = TrainTransform(
             recipe.short_sides, recipe.sampling, recipe.max_px, flip=recipe.flip,
             crop=recipe.crop and (recipe.crop, recipe.crop), **self._pixels)
@@ -93,6 +95,20 @@ class DetectionData:
             return read_json(self._files("val")[0])
         truth = ground_truth(source)
         return exhaustive(truth) if self._recipe.dataset == "lvis" else truth
+
+    def _check_categories(self):
+        """Refuses other classes in training than in evaluation: a class is its place among them."""
+        pairs = itertools.zip_longest(*(self._categories(self._source(split))
+                                        for split in ("train", "val")))
+        for train, val in pairs:
+            if train != val:
+                raise UserError("the annotations of train and val must have the same categories "
+                                f"with the same ids, but {_told(train)} of train is {_told(val)} "
+                                "in val; number them alike")
+
+    def _categories(self, source):
+        """Returns [(id, name)] of a source's classes in their order."""
+        return list(zip(source.category_ids.tolist(), source.class_names))
 
     def _source(self, split):
         if split not in self._sources:
@@ -156,3 +172,7 @@ class DetectionData:
                                 "--data synthetic")
             files.append(path)
         return files
+
+
+def _told(category):
+    return "nothing" if category is None else f"category {category[0]} ({category[1]!r})"

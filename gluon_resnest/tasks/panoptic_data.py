@@ -29,6 +29,9 @@ class PanopticData(detection_data.DetectionData):
         """The evaluation images, with what is true of them."""
         return self._source("val")
 
+    def _categories(self, source):
+        return [*super()._categories(source), *zip(source.stuff_ids.tolist(), source.stuff_names)]
+
     def _opened(self, split):
         recipe = self._recipe
         if self._run.data == "synthetic":

@@ -1,4 +1,5 @@
 """Opens what a finished run has trained."""
+import itertools
 from pathlib import Path
 
 import mxnet as mx
@@ -12,7 +13,8 @@ from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.deployed import Card
 from gluon_resnest.models.resnest import initialize
-from gluon_resnest.run_directory import CHECKPOINTS, CLASS_NAMES, read_config, read_recipe
+from gluon_resnest.run_directory import (
+    CHECKPOINTS, CLASS_NAMES, is_training, read_config, read_recipe)
 from gluon_resnest.tasks.detector import build_detector, build_panoptic
 
 _EXPORT = ("export it with tools/export_model.py, which takes the runs of all recipes of this "
@@ -91,10 +93,29 @@ def open_panoptic_run(directory, *, ctx=None):
     return _filled(net, directory, ctx), recipe
 
 
-def class_names(directory):
+def class_names(directory, distinct=True):
     """Returns the class names that a training has left in its run directory, or None."""
     file = directory and Path(directory) / CLASS_NAMES
-    return read_class_names(file) if file and file.is_file() else None
+    return read_class_names(file, distinct) if file and file.is_file() else None
+
+
+def check_classes(workdir, names):
+    """Refuses to go on with a run of other classes.
+
+    Args:
+      workdir: of the run; None or without a training: nothing to compare with.
+      names: of the classes now; None: not known.
+    """
+    before = class_names(workdir, distinct=False) if is_training(workdir) else None
+    if not before or not names:
+        return
+    # A file of names does not keep the spaces around them.
+    now = [name.strip() for name in names]
+    for number, (there, here) in enumerate(itertools.zip_longest(before, now)):
+        if there != here:
+            raise UserError(f"--workdir {workdir} holds a run of other classes (class {number}: "
+                            f"{there!r} there, {here!r} now); give another directory, or the "
+                            "images of that run")
 
 
 def kind_of_run(directory):
