@@ -14,9 +14,10 @@ from mxnet import nd
 from PIL import Image
 
 from gluon_resnest.config import ClassificationRecipe
-from gluon_resnest.data import mixing
+from gluon_resnest.data import mixing, packing
 from gluon_resnest.data.loader import Batch
 from gluon_resnest.engine.comm import Comm, connect
+from gluon_resnest.errors import UserError
 from gluon_resnest.models.dropblock import DropBlock
 from gluon_resnest.models.norm import STAGES
 from gluon_resnest.tasks.classification import Classification
@@ -193,6 +194,23 @@ def test_held_out_images_are_evaluated_and_never_trained_on(tmp_path):
                    for loader in (task._train, task._val))
     assert len(held) == 5 and len(train) == 15 and not train & held
     assert task.evaluate()["images"] == 5
+
+
+@pytest.mark.parametrize("kind", ["training", "run"])
+def test_records_of_other_classes_are_not_evaluated(tmp_path, kind):
+    for name, classes in (("train", "abcde"), ("val", "bcdea")):
+        for each in classes:
+            (tmp_path / name / each).mkdir(parents=True)
+            Image.new("RGB", (40, 36)).save(tmp_path / name / each / "x.png")
+        items, _ = packing.folder_items(tmp_path / name, list(classes))
+        packing.pack(items, tmp_path / name, tmp_path / f"{name}.rec", class_names=list(classes))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    paths = dict(rec_train=str(tmp_path / "train.rec"), rec_val=str(tmp_path / "val.rec"))
+    how = dict(eval_only=True, workdir=str(tmp_path)) if kind == "run" else {}
+    with pytest.raises(UserError, match="val.rec numbers other classes .*class 0 is 'b', expected "
+                                        "'a'.; pack it with --classes"):
+        make_task(data="real", **paths, **how)
+    assert make_task(data="real", **{**paths, "rec_val": paths["rec_train"]}, **how)
 
 
 def test_lost_images_are_an_error_with_both_numbers():

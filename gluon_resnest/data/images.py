@@ -5,7 +5,6 @@ photographs (docs/data.md), equal to it bit for bit on RGB JPEGs; and it refuses
 which OpenCV completes with grey. Where libturbojpeg is at hand, a `Picture` has it compute the
 same pixels, only where they are needed.
 """
-import contextlib
 import io
 import struct
 from pathlib import Path
@@ -22,6 +21,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Of Pillow's formats those of pictures; others start programs (EPS) or break in many ways. JPEG
 # includes the MPO of cameras.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+
+_BIT_DEPTH = 24         # place of that byte in a PNG, whose header is always the first chunk
 
 # What Pillow raises at damaged files, on purpose or not.
 _FAULTS = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError,
@@ -107,7 +108,7 @@ def decode(data):
     Raises:
       BadImage: if it is no image, damaged or truncated.
     """
-    with _opened(data) as image, _strict():
+    with _opened(data) as image:
         try:
             if image.mode.startswith("I"):                    # convert() would clip, not scale
                 grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
@@ -121,7 +122,8 @@ def decode_labels(data):
     """Decodes an image whose pixels are numbers, not colours.
 
     Args:
-      data: bytes of an image of one channel, 1 to 16 bits; of a palette image the indices count.
+      data: bytes of a PNG of one channel, 1 to 16 bits; of a palette image the indices count. Other
+        formats are read as Pillow does, which scales what has fewer than eight bits.
 
     Returns:
       uint8 or int32 (H, W).
@@ -129,13 +131,16 @@ def decode_labels(data):
     Raises:
       BadImage: if it is no image, damaged, truncated or of several channels.
     """
-    with _opened(data) as image, _strict():
+    with _opened(data) as image:
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16L", "I;16B"):
             raise BadImage(f"expected one number a pixel, got a picture of mode {image.mode}")
         try:
             values = np.array(image)
         except _FAULTS as error:
             raise BadImage(f"damaged image: {error}") from error
+        bits = data[_BIT_DEPTH] if (image.format, image.mode) == ("PNG", "L") else 8
+    if bits < 8:
+        values //= 255 // (2 ** bits - 1)                     # Pillow scales them to 0..255
     return values.astype(np.uint8 if values.dtype.kind == "b" or values.itemsize == 1
                          else np.int32, copy=False)
 
@@ -165,18 +170,9 @@ def load(path):
         raise UserError(f"{path}: {error}; replace or remove it") from error
 
 
-@contextlib.contextmanager
-def _strict():
-    """Has Pillow refuse truncated files, whatever another library (GluonCV) made it do."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
 def _opened(data):
+    # GluonCV has Pillow complete truncated files. It is not put back: other threads decode, too.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:

@@ -55,13 +55,13 @@ def counted_from_one(count, names=None):
     return Labels(count, {0: IGNORED, **{number + 1: number for number in range(count)}}, names)
 
 
-def counted_from_zero(count, names=None):
+def counted_from_zero(count, names=None, ignored=None):
     """Returns the rule of one's own masks: 0 to count - 1, and the largest value is ignored.
 
-    That is 255, or 65535 where 255 is a class.
+    That is 255, or 65535 where 255 is a class, unless `ignored` says which.
     """
-    return Labels(count, {**{number: number for number in range(count)}, ignored_value(count):
-                          IGNORED}, names)
+    return Labels(count, {**{number: number for number in range(count)},
+                          ignored or ignored_value(count): IGNORED}, names)
 
 
 def ignored_value(count):

@@ -18,10 +18,15 @@ _HEAD = 8
 
 
 class PackedPairs:
-    """A source of the pairs in a .rec file that `pack_masks` wrote."""
+    """A source of the pairs in a .rec file that `pack_masks` wrote.
+
+    Attributes:
+      ignored: value of the pixels without a class, whose width says how many classes were packed.
+    """
 
     def __init__(self, rec):
         self._records = RecordFile(rec)
+        self.ignored = ignored_value(255 if self.read(0)[1].dtype == np.uint8 else 256)
 
     def __len__(self):
         return len(self._records)

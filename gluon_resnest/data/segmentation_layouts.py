@@ -8,7 +8,7 @@
     folder           images[/{train,val}]/**   masks[/{train,val}]/**.png of the same names,
                      values 0 to classes - 1, ignored 255 (65535 from 256 classes on); classes.txt
 
-Where a folder has no subfolder of the split, all of it is taken. A file {train,val}.rec in the root
+Where a folder has no subfolder of any split, all of it is taken. A file {train,val}.rec in the root
 that tools/pack_masks.py wrote takes the place of any layout.
 """
 from pathlib import Path
@@ -22,6 +22,7 @@ from gluon_resnest.data.segmentation import FilePairs, SegmentationDataset
 from gluon_resnest.errors import UserError, check_choice
 
 SPLITS = ("train", "val")
+_FOLDERS = ("train", "training", "val", "validation", "test", "testing")    # of splits
 
 
 def open_segmentation(layout, root, split, *, classes, transform=None):
@@ -46,7 +47,8 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
     packed = root / f"{split}.rec"
     if packed.is_file():
         names = _names(sidecar(packed, CLASS_NAMES))
-        source, labels = PackedPairs(packed), label_maps.counted_from_zero(classes, names)
+        source = PackedPairs(packed)
+        labels = label_maps.counted_from_zero(classes, names, source.ignored)
     else:
         source, labels = LAYOUTS[layout](root, split, classes)
     known = labels.names and len(labels.names)
@@ -112,8 +114,14 @@ def _names(path):
 
 
 def _part(folder, split):
-    """Returns the split's subfolder, or the folder itself where there is none."""
-    return folder / split if (folder / split).is_dir() else folder
+    """Returns the split's subfolder, or the folder itself where there is none of any split."""
+    if (folder / split).is_dir():
+        return folder / split
+    others = [name for name in _FOLDERS if (folder / name).is_dir()]
+    if others:
+        raise UserError(f"there is no folder {folder / split}, only {', '.join(others)} beside it; "
+                        "rename or add it")
+    return folder
 
 
 def _partners(image_folder, label_folder, partner=lambda stem: stem):

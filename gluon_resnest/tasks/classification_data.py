@@ -1,4 +1,5 @@
 """The images a classification recipe means, opened with its pipelines."""
+import itertools
 from pathlib import Path
 
 from gluon_resnest.data.classification import FolderDataset, RecordDataset
@@ -29,7 +30,8 @@ def evaluation_images(recipe, path, flag, class_names=None):
     """Opens the evaluation images; arguments as `open_images`.
 
     Raises:
-      UserError: also if a folder lacks classes and nothing says which.
+      UserError: also if a folder lacks classes and nothing says which, or a .rec file has others
+        than `class_names`.
     """
     images = open_images(path, flag, evaluation_pipeline(recipe), recipe.classes, class_names)
     if isinstance(images, FolderDataset) and not class_names:
@@ -38,6 +40,14 @@ def evaluation_images(recipe, path, flag, class_names=None):
             raise UserError(f"{flag} {path} has {found} class folders and the network "
                             f"{recipe.classes} classes, so that their numbers are not known; give "
                             "the --workdir of the training, or a folder for each class")
+    if isinstance(images, RecordDataset) and images.class_names and class_names:
+        expected = map(str.strip, class_names)                  # as a file of names keeps them
+        pairs = itertools.zip_longest(images.class_names, expected)
+        for number, (here, there) in enumerate(pairs):
+            if here != there:
+                raise UserError(f"{flag} {path} numbers other classes than the training (class "
+                                f"{number} is {here!r}, expected {there!r}); pack it with "
+                                "--classes and the list of the training's classes")
     return images
 
 
