@@ -102,10 +102,10 @@ def claim(directory, recipe, *, model, data, resume):
     # A field that was added since that run began had its default value there.
     before = {**{field.name: field.default for field in dataclasses.fields(recipe)},
               **read_config(directory)["recipe"]}
-    # What its numbers are said to come from may have been mended since, and trains nothing.
+    # What its numbers come from and are compared with may have been mended, and trains nothing.
     changed = [f"{name}: {before[name]!r} there, {value!r} now"
                for name, value in recipe.to_json().items()
-               if before[name] != value and name != "source"]
+               if before[name] != value and not name.startswith(("source", "expect_"))]
     if changed:
         raise UserError(f"--workdir {directory} holds a run of another recipe "
                         f"({'; '.join(changed)}); give another directory, or the same recipe")

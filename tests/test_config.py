@@ -59,6 +59,16 @@ def test_what_depends_on_the_number_of_workers_is_named(changes, phrases):
     assert list(dataclasses.replace(RECIPE, **changes).per_worker) == phrases
 
 
+def test_a_published_value_is_expected_of_its_own_evaluation_only():
+    recipe = dataclasses.replace(RECIPE, eval_px=224, expect_top1=81.0, expect_top1_320=82.0)
+    for texts, expected in (
+            ({"eval_px": "224"}, 81), ({"eval_px": "128"}, None), ({"eval_px": "320"}, 82),
+            ({"eval_protocol": "torch"}, None),
+            ({"eval_px": "320", "eval_protocol": "torch"}, None),
+            ({"eval_px": "128", "expect_top1": "70"}, 70), ({"batch": "64"}, 81)):
+        assert override(recipe, texts).expected == expected, texts
+
+
 def test_unknown_key_of_a_file_is_an_error():
     values = dict(RECIPE.to_json(), crop_pz=3)
     with pytest.raises(UserError, match="no field 'crop_pz'"):

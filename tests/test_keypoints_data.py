@@ -94,6 +94,25 @@ def test_files_of_another_kind_are_refused(write, value, message):
         read_annotations(file, file.parent)
 
 
+@pytest.mark.parametrize("number", ["a", "7", 1 << 63])
+def test_images_are_numbered(write, number):
+    value = content(person(1, [10, 5, 30, 40], image_id=number))
+    value["images"][0]["id"] = number
+    file = write(value)
+    with pytest.raises(UserError, match="has an id that is no whole number of 64 bits"):
+        read_annotations(file, file.parent)
+
+
+def test_an_image_of_another_size_is_refused(write):
+    value = content(person(1, [10, 5, 30, 40]))
+    value["images"][0].update(width=160, height=120)
+    file = write(value)
+    data = PersonDataset(read_annotations(file, file.parent), PersonCrop(64, 32, PARTNERS))
+    with pytest.raises(UserError, match="a.png .image 7 of .* is 60 x 80 pixels .height x width., "
+                                        "but its annotations are for 120 x 160"):
+        data[0, random_for(0, 0, 0)]
+
+
 def test_missing_files_are_named(tmp_path, write):
     with pytest.raises(UserError, match="none.json cannot be read"):
         read_annotations(tmp_path / "none.json", tmp_path)

@@ -200,6 +200,21 @@ def test_other_things_or_images_are_one_sentence(data_root, tmp_path):
         coco(data_root, tmp_path, add)
 
 
+def test_labels_are_of_the_size_of_their_image(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "pan").mkdir()
+    (tmp_path / "pan/a.png").write_bytes(png(np.full((2, 3), 1, np.int32)))
+    cat = {"id": 1, "name": "cat", "isthing": 1}
+    row = {"image_id": 5, "file_name": "a.png", "segments_info": [{"id": 1, "category_id": 1}]}
+    for name, rows in (("instances", []), ("pan", [row])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({
+            "categories": [cat], "annotations": rows, **({} if rows else {"images": [
+                {"id": 5, "file_name": "a.png", "height": 4, "width": 6}]})}))
+    source = read_coco_panoptic(tmp_path / "instances.json", tmp_path, tmp_path / "pan.json")
+    with pytest.raises(UserError, match="is 2 x 3 pixels .* but .*a.png .image 5 .* 4 x 6"):
+        source.labels(0)
+
+
 # ---- drawings, and what training gets -----------------------------------------------------------
 
 def test_every_pixel_of_a_landscape_belongs_to_one_segment():

@@ -64,7 +64,7 @@ def test_ap_falls_as_joints_move_away():
 
 
 def test_score_of_a_person_is_that_of_its_box_times_the_sure_joints():
-    persons = Persons({}, np.array([4, 9]), np.ones((2, 4)), np.zeros((2, 17, 3)),
+    persons = Persons({}, {}, np.array([4, 9]), np.ones((2, 4)), np.zeros((2, 17, 3)),
                       np.array([0.5, 0.5]), "a test")
     joints = np.zeros((2, 17, 3))
     joints[0, :3, 2] = 0.1, 0.6, 1.0

@@ -253,13 +253,14 @@ def trained(folder, comm):
 
 
 def test_detected_boxes_are_evaluated(capsys, tmp_path, coco):
-    assert run(capsys, "a", *words(coco, tmp_path / "run"))[0] == 0
+    code, out, _ = run(capsys, "a", *words(coco, tmp_path / "run"), "--expect-ap", "50")
+    assert code == 0 and "expected 50" in out
     boxes = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 192, 256], "score": score}
              for score in (0.5, 0.25)]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     code, out, err = run(capsys, "a", *words(coco, tmp_path / "run"), "--eval-only", "--detections",
                          tmp_path / "boxes.json")
-    assert code == 0 and "on 2 boxes" in out, err
+    assert code == 0 and "on 2 boxes" in out and "expected" not in out, err
     results = json.loads((tmp_path / "run/keypoints.json").read_text())
     assert len(results) == 1                                # the same box twice: one person
 
@@ -364,6 +365,7 @@ def test_backbones_that_do_not_fit_are_refused(tmp_path):
     ({"decay_epochs": "90;120"}, "decay_epochs must be epochs with commas"),
     ({"decay_epochs": "120,90"}, "decay_epochs must ascend"),
     ({"decay_epochs": "2", "warmup_epochs": 2.0}, "decay_epochs must ascend"),
+    ({"decay_epochs": "", "warmup_epochs": 4.0}, "must be smaller than epochs .=4"),
     ({"eval_flip": "shift"}, "eval_flip must be one of")])
 def test_recipe_mistakes_are_sentences(change, message):
     with pytest.raises(UserError, match=message):

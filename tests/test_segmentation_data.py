@@ -266,7 +266,8 @@ def test_missing_partner_is_named(folder):
 @pytest.mark.parametrize("change, message", [
     (dict(layout="foldr"), "'folder'"), (dict(split="test"), "split must be one of train, val"),
     (dict(classes=3), "has 4 classes, the network 3; set --classes 4"),
-    (dict(root="nowhere"), "no folder nowhere"), (dict(split="val"), "no folder .*images/val, only")])
+    (dict(root="nowhere"), "no folder nowhere"),
+    (dict(split="val"), "no folder .*images/val, only train beside it")])
 def test_mistakes_are_named(folder, change, message):
     arguments = dict(layout="folder", root=folder, split="train", classes=4)
     arguments.update(change)

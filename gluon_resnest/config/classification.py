@@ -115,6 +115,11 @@ class ClassificationRecipe(Recipe):
         return self.expect_top1
 
     @property
+    def judged_at(self):
+        """See `Recipe`."""
+        return {"expect_top1": ("eval_px", "eval_protocol"), "expect_top1_320": ("eval_protocol",)}
+
+    @property
     def peak_lr(self):
         """The learning rate after warm-up: `lr`, or base_lr * batch / 256 (paper, 4.2)."""
         return self.base_lr * self.batch / 256 if self.lr is None else self.lr

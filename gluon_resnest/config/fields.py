@@ -39,6 +39,11 @@ class Recipe:
         """The fields that change nothing here: {name: that of the field which is taken instead}."""
         return {}
 
+    @property
+    def judged_at(self):
+        """The settings that a published value belongs to: {its name: theirs}; see `override`."""
+        return {}
+
     def steps(self, steps_per_epoch):
         """Returns how many updates the training is."""
         return self.epochs * steps_per_epoch
@@ -105,7 +110,10 @@ def parse(field, text):
 
 
 def override(recipe, texts):
-    """Returns a copy of `recipe` with the fields of `texts` (name -> word) replaced and checked."""
+    """Returns a copy of `recipe` with the fields of `texts` (name -> word) replaced and checked.
+
+    Another evaluation than that of a published value has none, unless `texts` says so.
+    """
     fields = {field.name: field for field in dataclasses.fields(recipe)}
     for name in texts:
         if name not in fields:
@@ -113,6 +121,9 @@ def override(recipe, texts):
                             f"{nearest(name, fields)}")
     changed = dataclasses.replace(
         recipe, **{name: parse(fields[name], text) for name, text in texts.items()})
+    strange = {name: None for name, settings in changed.judged_at.items() if name not in texts
+               and any(getattr(changed, each) != getattr(recipe, each) for each in settings)}
+    changed = dataclasses.replace(changed, **strange)
     for name, other in changed.overruled.items():
         if name in texts and other not in texts:
             raise UserError(f"{name}={texts[name]} changes nothing, because {other} is "

@@ -51,13 +51,16 @@ class PoseRecipe(Recipe):
     oks_nms: float = setting(0.9, "of detected persons more alike than this the better stays; 1: "
                              "all stay", low=0.0, high=1.0)
     eval_every: int = setting(10, "epochs between evaluations", low=1)
-    expect_ap: Optional[float] = setting(None, "published OKS AP in per cent, with a flip test",
-                                         low=0.0, high=100.0)
+    expect_ap: Optional[float] = setting(None, "published OKS AP in per cent, on annotated boxes "
+                                         "with a flip test", low=0.0, high=100.0)
     expect_ap_no_flip: Optional[float] = setting(None, "the same without", low=0.0, high=100.0)
     tolerance: float = setting(0.5, "accepted distance below the published AP, in points", low=0.0)
 
     def __post_init__(self):
         super().__post_init__()
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"warmup_epochs (={self.warmup_epochs:g}) must be smaller than epochs "
+                            f"(={self.epochs}); lower it, for example to 0")
         for name in ("height", "width"):
             if getattr(self, name) % 32:
                 raise UserError(f"{name} must be a multiple of 32, got {getattr(self, name)}")
@@ -89,5 +92,5 @@ class PoseRecipe(Recipe):
 
     def smoke(self, workers):
         """Returns the wiring check of this recipe: two epochs of one tiny step for `workers`."""
-        return dataclasses.replace(self, epochs=2, batch=8 * workers, height=64, width=64,
-                                   eval_every=1, expect_ap=None, expect_ap_no_flip=None)
+        return dataclasses.replace(self, epochs=2, warmup_epochs=0.0, batch=8 * workers, height=64,
+                                   width=64, eval_every=1, expect_ap=None, expect_ap_no_flip=None)

@@ -66,8 +66,18 @@ class CocoPanoptic(CocoInstances):
                                 "json of the same images")
 
     def panoptic(self, index):
-        """Returns what is true of an image, `panoptic.Panoptic`."""
-        return self.files.read(self.image_id(index), self._known)
+        """Returns what is true of an image, `panoptic.Panoptic`.
+
+        Raises:
+          UserError: if its PNG is damaged, contradicts the json or is of another size.
+        """
+        number, size = self.image_id(index), self.size(index)
+        found = self.files.read(number, self._known)
+        if found.ids.shape != size:
+            raise UserError(f"{self.files.name(number)} is {found.ids.shape[0]} x "
+                            f"{found.ids.shape[1]} pixels (height x width), but {self.name(index)} "
+                            f"{size[0]} x {size[1]}; use the PNG of this image")
+        return found
 
     def labels(self, index):
         """Returns the class of every pixel, uint8 (H, W); see `labels_of`."""

@@ -5,11 +5,11 @@ A sample is a person, not an image. Boxes are (x, y, width, height) in pixels.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Tuple
 
 import numpy as np
 
-from gluon_resnest.data import images
+from gluon_resnest.data import images, instances
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.errors import UserError
 
@@ -31,6 +31,7 @@ class Persons:
 
     Attributes:
       files: image number -> path.
+      sizes: image number -> (width, height).
       image_ids: int64 (P,).
       boxes: float64 (P, 4).
       joints: float32 (P, 17, 3): x, y, and 0 for not labelled, 1 for hidden, 2 for visible.
@@ -39,6 +40,7 @@ class Persons:
     """
 
     files: Dict[int, Path]
+    sizes: Dict[int, Tuple[int, int]]
     image_ids: np.ndarray
     boxes: np.ndarray
     joints: np.ndarray
@@ -79,8 +81,7 @@ def read_annotations(file, folder):
     """
     content = read_json(file)
     with _naming(file, _ANNOTATIONS):
-        sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-        files = _files(content, folder)
+        files, sizes = _listed(content, folder)
         rows = []
         for person in content["annotations"]:
             if person["category_id"] != PERSON or person.get("iscrowd"):
@@ -95,7 +96,7 @@ def read_annotations(file, folder):
     if not rows:
         raise UserError(f"{file} has no person with a labelled joint and a box inside its image; "
                         "give a person_keypoints_*.json")
-    return _persons(files, rows, str(file))
+    return _persons(files, sizes, rows, str(file))
 
 
 def read_detections(file, annotations, folder, min_score=0.0):
@@ -116,8 +117,7 @@ def read_detections(file, annotations, folder, min_score=0.0):
     """
     listed, found = read_json(annotations), read_json(file)
     with _naming(annotations, "an annotation file of COCO"):
-        sizes = {image["id"]: (image["width"], image["height"]) for image in listed["images"]}
-        files = _files(listed, folder)
+        files, sizes = _listed(listed, folder)
     with _naming(file, "a list of detections in COCO's result format"):
         strange = [row["image_id"] for row in found if row["image_id"] not in sizes]
         if strange:
@@ -131,7 +131,7 @@ def read_detections(file, annotations, folder, min_score=0.0):
     if not rows:
         raise UserError(f"{file} has no person of score {min_score:g} or more inside its image; "
                         "lower the score or give another file")
-    return _persons(files, rows, str(file))
+    return _persons(files, sizes, rows, str(file))
 
 
 def read_truth(file):
@@ -181,7 +181,7 @@ class PersonDataset:
       crop: `pose_transforms.PersonCrop`; joints come out in pixels of the crop.
 
     Raises:
-      UserError: from an item, if its image cannot be read.
+      UserError: from an item, if its image cannot be read or is of another size than listed.
     """
 
     def __init__(self, persons, crop):
@@ -193,7 +193,9 @@ class PersonDataset:
     def __getitem__(self, key):
         index, rng = key
         persons = self.persons
-        image = images.load(persons.files[int(persons.image_ids[index])])
+        number = int(persons.image_ids[index])
+        image = instances.load(persons.files[number], persons.sizes[number][::-1],
+                               f"{persons.files[number]} (image {number} of {persons.source})")
         return self.crop(image, persons.boxes[index], persons.joints[index], rng)
 
     def name(self, index):
@@ -222,9 +224,9 @@ class SyntheticPersons:
         joints = np.concatenate([places * (width, height), np.full(places.shape[:2] + (1,), 2)],
                                 axis=2).astype(np.float32)
         self.crop, self._seed = crop, seed
-        self.persons = Persons({}, np.arange(length), np.tile((0.0, 0.0, width, height),
-                                                              (length, 1)),
-                               joints, np.ones(length), "synthetic persons")
+        boxes = np.tile((0.0, 0.0, width, height), (length, 1))
+        self.persons = Persons({}, {}, np.arange(length), boxes, joints, np.ones(length),
+                               "synthetic persons")
         self._colours = random_for(0, 0, 0, "joint colours").integers(60, 256, (len(JOINTS), 3))
 
     def __len__(self):
@@ -276,8 +278,16 @@ class _naming:
                                 "file") from error
 
 
-def _files(content, folder):
-    return {image["id"]: Path(folder) / image["file_name"] for image in content["images"]}
+def _listed(content, folder):
+    """Returns {image number: path} and {image number: (width, height)}."""
+    files, sizes = {}, {}
+    for image in content["images"]:
+        number = image["id"]
+        if type(number) is not int or abs(number) >> 63:
+            raise ValueError(f"image {number!r} has an id that is no whole number of 64 bits")
+        files[number] = Path(folder) / image["file_name"]
+        sizes[number] = image["width"], image["height"]
+    return files, sizes
 
 
 def _joints(person):
@@ -302,7 +312,7 @@ def _truth(person):
             "keypoints": joints.ravel().tolist(), "num_keypoints": int((joints[:, 2] > 0).sum())}
 
 
-def _persons(files, rows, source):
+def _persons(files, sizes, rows, source):
     ids, boxes, joints, scores = zip(*rows)
-    return Persons(files, np.array(ids, np.int64), np.array(boxes, np.float64),
+    return Persons(files, sizes, np.array(ids, np.int64), np.array(boxes, np.float64),
                    np.array(joints, np.float32), np.array(scores, np.float64), source)
