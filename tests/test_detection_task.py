@@ -305,6 +305,36 @@ def test_a_broken_mask_of_the_truth_is_named_when_masks_are_judged(judge):
     assert judge(truth, [], "bbox")[0]["ap"] == 0
 
 
+@pytest.mark.parametrize("judge", [coco_ap, lvis_ap])
+def test_a_polygon_of_two_points_is_no_mask_and_changes_none(judge):
+    truth = exhaustive(ground_truth(ShapeInstances(1, (64, 80), 2)))
+    perfect = [{**each, "score": 1} for each in truth["annotations"]]
+    right, _ = judge(truth, perfect, "segm")
+    square, line = [10, 10, 30, 10, 30, 30, 10, 30], [1, 1, 60, 60]
+    outcomes = []
+    for polygons in ([square], [line, square], [square, line]):
+        truth["annotations"][0]["segmentation"] = polygons
+        outcomes.append(judge(truth, perfect, "segm"))
+    assert outcomes[0] == outcomes[1] == outcomes[2] and right["mask_ap"] == pytest.approx(100)
+    for segmentation in ([line], [], None):
+        truth["annotations"][0]["segmentation"] = segmentation
+        with pytest.raises(UserError, match="annotation 1 of image 1 has no mask"):
+            judge(truth, [], "segm")
+
+
+def test_masks_that_evaluations_lack_are_missed_before_training(capsys, tmp_path, coco):
+    file = coco / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    del content["annotations"][0]["segmentation"]
+    file.write_text(json.dumps(content))
+    code, _, err = run(capsys, *words(coco, tmp_path / "run"))
+    assert code == 2 and "has no mask" in err and not (tmp_path / "run/log.jsonl").exists(), err
+    code, _, err = run(capsys, *words(coco, tmp_path / "boxes", "--network",
+                                      "faster_rcnn_fpn_resnest_tiny_coco", "--length", "1",
+                                      "--milestones", ""))
+    assert code == 0, err
+
+
 def test_training_starts_from_exactly_the_tensors_of_a_classification_run(tmp_path):
     recipe = ClassificationRecipe(network="resnest_tiny", source="a test", classes=3, crop_px=32)
     net = zoo.get_model("resnest_tiny", classes=3)

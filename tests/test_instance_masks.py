@@ -7,7 +7,7 @@ from pycocotools import mask as tools
 
 from gluon_resnest.data.coco import read_instances
 from gluon_resnest.data.instance_masks import (
-    BadMask, Move, RunLengthMasks, as_pixels, check_mask, moved_mask, run_lengths)
+    BadMask, Move, RunLengthMasks, as_pixels, check_mask, moved_mask, outlines, run_lengths)
 
 SQUARE = [[2, 3, 8, 3, 8, 9, 2, 9]]
 PIXELS = hypothesis.extra.numpy.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -68,7 +68,8 @@ BROKEN = [
     {"size": [2 ** 40, 30], "counts": [600]}, {"size": [20, 1e400], "counts": [600]}, {},
     [[0, 0, 1e9, 0, 5, 5]], [[0, 0, -1e300, 0, 5, 5]], [[0, 0, float("nan"), 0, 5, 5]],
     [[0, 0, 10 ** 400, 0, 5, 5]], [[0, 0, 9e5, 0] * 3], [[5, 5, 9, 9]], [[[], [], [], [], [], []]],
-    [[0, 0, 9, 9, 9, 0], ["x"]], [[0, 0, 9, 9, 9, 0], 5], [], [3], "abcdefg", ["abcdefg"], None, 3]
+    [[0, 0, 9, 9, 9, 0], ["x"] * 6], [[0, 0, 9, 9, 9, 0], 5],
+    [[0, 0, 9, 9, 9, 0, 7]], [], [3], "abcdefg", ["abcdefg"], None, 3]
 
 
 @pytest.mark.parametrize("segmentation", BROKEN, ids=range(len(BROKEN)))
@@ -84,11 +85,11 @@ def test_polygons_too_long_to_be_filled_are_refused(far):
 
 
 @pytest.mark.parametrize("segmentation", [
-    SQUARE, SQUARE + [[]], SQUARE + [[1, 2]], [[-3, -3, 40, -3, 40, 25, 7]],
+    SQUARE, SQUARE + [[]], [[1, 2, 3, 4]] + SQUARE, [[-3, -3, 40, -3, 40, 25]],
     {"size": [20, 30], "counts": [600]}, {"size": [20, 30], "counts": [0, 5, 0, 595]}])
 def test_what_pycocotools_reads_is_let_through(segmentation):
     check_mask(segmentation, (20, 30))
-    tools.frPyObjects(segmentation, 20, 30)
+    tools.frPyObjects(outlines(segmentation), 20, 30)
 
 
 @hypothesis.given(PIXELS)

@@ -1,13 +1,17 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from gluon_resnest.config import DetectionRecipe
 from gluon_resnest.data.detection import DetectionDataset
 from gluon_resnest.data.detection_transforms import EvalTransform
 from gluon_resnest.data.instances import ground_truth
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.data.voc import CLASSES, read_voc
 from gluon_resnest.errors import UserError
+from gluon_resnest.tasks.detection_data import DetectionData
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{0}</xmin>
 <ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
@@ -58,6 +62,18 @@ def test_difficult_objects_are_neither_learnt_nor_counted(write):
 def test_one_s_own_classes(write):
     source = read_voc(write({"a": entry(1, 1, 9, 9, name="bolt")}), "train", ("nut", "bolt"))
     assert source.class_names == ("nut", "bolt") and source.objects(0).classes.tolist() == [1]
+
+
+@pytest.mark.parametrize("content, message", [
+    ("caf\u00e9\n".encode("latin-1"), "cannot read class names .*expected UTF-8"),
+    (b"nut\nbolt\nnut\n", "'nut' names 2 classes"), (b"nut\n\nbolt\n", "line 2 of .* is empty")])
+def test_names_of_classes_that_do_not_serve_are_refused(write, content, message):
+    root = write({"a": entry(1, 1, 9, 9, name="nut")})
+    (root / "classes.txt").write_bytes(content)
+    data = DetectionData(DetectionRecipe(network="any", source="a test", classes=2),
+                         SimpleNamespace(data=None, root=root), comm=None, masks=False)
+    with pytest.raises(UserError, match=message):
+        data.train()
 
 
 def test_masks_cannot_be_learnt(write):

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnest.data import images
-from gluon_resnest.data.instance_masks import BadMask, check_mask
+from gluon_resnest.data.instance_masks import BadMask, check_mask, outlines
 from gluon_resnest.errors import MissingExtra, UserError
 
 CROWD = 65535       # value of pixels that only a crowd covers; nobody says what they are
@@ -36,10 +36,18 @@ class CocoMasks:
             self.names = ("background", *(self._coco.cats[number]["name"] for number in numbers))
             self._files = sorted((number, image["file_name"])
                                  for number, image in self._coco.imgs.items())
+            self._values = {number: value for value, number in enumerate(numbers, 1)}
+            for thing in self._coco.anns.values():
+                thing["area"] = float(thing["area"] if "area" in thing else
+                                      thing["bbox"][2] * thing["bbox"][3])
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(f"{annotations} cannot be read as COCO's instance annotations "
                             f"({error}); expected images, annotations and categories") from error
-        self._values = {number: value for value, number in enumerate(numbers, 1)}
+        for thing in self._coco.anns.values():
+            if thing["category_id"] not in self._values:
+                raise UserError(f"{annotations}: annotation {thing['id']} belongs to category "
+                                f"{thing['category_id']!r}, which the file does not list; mend the "
+                                "number or remove the annotation")
 
     def __len__(self):
         return len(self._files)
@@ -63,12 +71,13 @@ class CocoMasks:
             raise UserError(f"{self.name(index)} is {size[0]} x {size[1]} pixels (height x width), "
                             f"but its annotations are for {told[0]} x {told[1]}; use the images "
                             "they were made for")
+        mask = outlines(thing.get("segmentation"))
         try:
-            check_mask(thing.get("segmentation"), size)
+            check_mask(mask, size)
         except BadMask as error:
             raise UserError(f"{self.name(index)}: annotation {thing['id']} has a broken mask: "
                             f"{error}; mend or remove it") from error
-        return self._coco.annToMask(thing).astype(bool)
+        return self._coco.annToMask({**thing, "segmentation": mask}).astype(bool)
 
     def image_bytes(self, index):
         return images.read_file(self._folder / self._files[index][1])

@@ -119,11 +119,21 @@ def moved_mask(segmentation, size, move):
                                          move.height, move.width))["counts"]
 
 
+def outlines(segmentation):
+    """Returns the polygons that are masks, of three points or more; all but a list stays as it is.
+    """
+    if not isinstance(segmentation, list):
+        return segmentation
+    return [polygon for polygon in segmentation if not isinstance(polygon, list)
+            or len(polygon) >= 6 and len(polygon) % 2 == 0]
+
+
 def check_mask(segmentation, size):
     """Refuses what pycocotools would not survive: it trusts whatever it is given.
 
     Args:
-      segmentation: of an annotation file, see `moved_mask`; may be anything that json can say.
+      segmentation: of an annotation file, see `moved_mask`; may be anything that json can say. Only
+        its `outlines` are for pycocotools.
       size: (height, width) of the image.
 
     Raises:
@@ -133,16 +143,16 @@ def check_mask(segmentation, size):
         _runs(segmentation, size)
         return
     try:
-        if len(segmentation[0]) < 6:
-            raise BadMask(f"a polygon of {len(segmentation[0])} coordinates, expected six or more")
-        polygons = [np.array(polygon, np.float64) for polygon in segmentation]
+        polygons = [np.array(polygon, np.float64) for polygon in outlines(segmentation)]
+        if not polygons:
+            raise BadMask("no polygon of three points or more")
         if any(numbers.ndim != 1 for numbers in polygons):
             raise ValueError("lists among the coordinates")
     except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise BadMask(f"neither polygons nor run lengths of COCO ({type(error).__name__}: "
                       f"{error})") from error
     for numbers in polygons:
-        _check_outline(numbers[:len(numbers) // 2 * 2].reshape(-1, 2))
+        _check_outline(numbers.reshape(-1, 2))
 
 
 def as_pixels(segmentation, size):

@@ -93,6 +93,7 @@ class Detection:
                 raise UserError("--results FILE is judged, not trained with; give --eval-only too")
             self.class_names = None
             return
+        comm.on_main(self._data.check_masks)
         if not run.eval_only:
             if not self._data.has_annotations:
                 raise UserError("the evaluation images have no annotations, so training cannot "

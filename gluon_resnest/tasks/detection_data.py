@@ -2,6 +2,7 @@
 import itertools
 from pathlib import Path
 
+from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.coco import CocoInstances, read_instances
 from gluon_resnest.data.detection import DetectionDataset, DetectionLoader
 from gluon_resnest.data.detection_transforms import EvalTransform, TrainTransform
@@ -15,6 +16,7 @@ from gluon_resnest.data.synthetic import SyntheticDetection
 from gluon_resnest.data.voc import CLASSES, read_voc
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection.conventions import conventions as conventions_of
+from gluon_resnest.tasks.detection_evaluation import with_masks
 
 HELD_OUT = 200      # drawn pictures at most that are evaluated
 
@@ -58,6 +60,11 @@ class DetectionData:
         """Whether the evaluation images come with what is true of them."""
         source = self._source("val")
         return any(len(source.objects(index).ids) for index in range(len(source)))
+
+    def check_masks(self):
+        """Refuses, if masks are learnt, evaluation objects without one, or with a broken one."""
+        if self._masks and self._run.data != "synthetic":
+            with_masks(self.truth(), "segm")
 
     def train(self):
         """Returns a loader of training batches."""
@@ -156,9 +163,8 @@ class DetectionData:
             raise UserError(f"{self._run.root} has VOC's layout, whose objects have no masks; use "
                             "a recipe of Faster or Cascade R-CNN, or COCO's format")
         names = Path(self._run.root) / "classes.txt"
-        classes = names.read_text(encoding="utf-8").split("\n") if names.exists() else ()
         return read_voc(self._run.root, split,
-                        tuple(name.strip() for name in classes if name.strip()) or CLASSES)
+                        tuple(read_class_names(names)) if names.exists() else CLASSES)
 
     def _files(self, split):
         """Returns the annotation file and the image folder of a split."""

@@ -2,7 +2,7 @@
 import numpy as np
 
 from gluon_resnest.data.coco import is_numbers
-from gluon_resnest.data.instance_masks import BadMask, check_mask
+from gluon_resnest.data.instance_masks import BadMask, check_mask, outlines
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection import boxes as box
 from gluon_resnest.models.detection.pasting import encode
@@ -61,12 +61,11 @@ def coco_ap(ground_truth, results, kind):
       names begin with "mask_"), and {class name: AP in per cent} of the classes that have objects.
 
     Raises:
-      UserError: if no object is annotated, crowds aside, if an annotated mask is broken, or the
+      UserError: if no object is annotated, crowds aside, if a mask is missing or broken, or the
         results are of other images.
     """
     check_images(ground_truth, results)
-    check_masks(ground_truth, kind)
-    judging = judge(ground_truth, results, kind)
+    judging = judge(with_masks(ground_truth, kind), results, kind)
     metrics = {KINDS[kind] + name: 100 * float(value)
                for name, value in zip(_NAMES, judging.stats) if value >= 0}
     if KINDS[kind] + "ap" not in metrics:
@@ -90,15 +89,28 @@ def check_images(ground_truth, results):
                         "list; give the annotations of the images that were looked at")
 
 
-def check_masks(ground_truth, kind):
-    """Raises a UserError if masks are to be judged and one that is annotated is broken."""
-    sizes = _sizes(ground_truth)
-    for row in ground_truth.get("annotations", ()) if kind == "segm" else ():
+def with_masks(ground_truth, kind):
+    """Returns the content of an annotation file, with `outlines` only if masks are judged.
+
+    Raises:
+      UserError: if masks are judged and an annotation has none, or a broken one.
+    """
+    if kind != "segm":
+        return ground_truth
+    sizes, rows = _sizes(ground_truth), []
+    for row in ground_truth.get("annotations", ()):
+        polygons = outlines(row.get("segmentation"))
+        if not polygons:
+            raise UserError(f"annotation {row['id']} of image {row['image_id']} has no mask, "
+                            "neither run lengths nor a polygon of three points or more; add it, or "
+                            "remove the annotation")
         try:
-            check_mask(row.get("segmentation"), sizes[row["image_id"]])
+            check_mask(polygons, sizes[row["image_id"]])
         except BadMask as error:
             raise UserError(f"annotation {row['id']} of image {row['image_id']} has a broken mask: "
                             f"{error}; mend or remove it") from error
+        rows.append({**row, "segmentation": polygons})
+    return {**ground_truth, "annotations": rows}
 
 
 def check_results(results, source, ground_truth):

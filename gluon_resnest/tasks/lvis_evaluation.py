@@ -4,7 +4,7 @@ import warnings
 
 from gluon_resnest.errors import MissingExtra, UserError
 from gluon_resnest.tasks.coco_files import completed
-from gluon_resnest.tasks.detection_evaluation import KINDS, check_images, check_masks
+from gluon_resnest.tasks.detection_evaluation import KINDS, check_images, with_masks
 
 MAX_DETECTIONS = 300        # of an image that count
 
@@ -33,12 +33,11 @@ def lvis_ap(ground_truth, results, kind):
       objects say nothing is left out.
 
     Raises:
-      UserError: if no object is annotated, if an annotated mask is broken, or the results are of
+      UserError: if no object is annotated, if a mask is missing or broken, or the results are of
         other images.
     """
     check_images(ground_truth, results)
-    check_masks(ground_truth, kind)
-    judging = judge(ground_truth, results, kind)
+    judging = judge(with_masks(ground_truth, kind), results, kind)
     metrics = {KINDS[kind] + _NAMES[name]: 100 * float(value)
                for name, value in judging.get_results().items() if value >= 0}
     if KINDS[kind] + "ap" not in metrics:
