@@ -11,6 +11,7 @@ from PIL import Image
 
 from gluon_resnest.data import cifar10
 from gluon_resnest.data.packing import folder_items, pack
+from gluon_resnest.data.recordio import RecordWriter
 from gluon_resnest.errors import UserError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -118,6 +119,15 @@ def test_records_hold_the_same_images(folder, tmp_path):
     expected = cifar10.read(folder)["train"]
     assert train.labels.tolist() == expected.labels.tolist() and train.class_names == NAMES
     assert abs(train.pixels.astype(int) - expected.pixels).mean() < 5        # records hold JPEGs
+
+
+def test_records_of_several_labels_are_refused(folder, tmp_path):
+    pack_parts(folder, tmp_path)
+    with RecordWriter(tmp_path / "test.rec") as writer:
+        writer.write([1, 2, 3], b"")
+    (tmp_path / "test.names.txt").unlink()
+    with pytest.raises(UserError, match="record 0 of .*test.rec has 3 labels, expected one"):
+        cifar10.read(tmp_path)
 
 
 def pack_parts(folder, root):

@@ -313,6 +313,34 @@ def test_a_file_with_images_left_out_is_not_one_of_all_images(tmp_path):
         pack_folder(tree, tmp_path / "a.rec")
 
 
+@pytest.mark.parametrize("size", [(66000, 2), (2, 66000)])
+def test_a_picture_that_no_jpeg_holds_is_named_and_can_be_left_out(tmp_path, size):
+    tree = write_tree(tmp_path / "pictures", classes=("ant",), each=1)
+    Image.new("L", size).save(tree / "ant/long.png")
+    with pytest.raises(UserError, match=f"ant/long.png of {size[0]} x {size[1]} pixels cannot be "
+                                        "stored as a JPEG.*--skip-broken"):
+        pack_folder(tree, tmp_path / "a.rec")
+    assert pack_folder(tree, tmp_path / "a.rec", skip_broken=True).skipped == ("ant/long.png",)
+
+
+def test_names_that_are_no_utf8_are_refused(tmp_path):
+    file = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / file).write_bytes(photo(0))
+    with pytest.raises(UserError, match=r"the name of 'caf\\udce9.jpg' is no UTF-8"):
+        pack([Item(0, 0, file)], tmp_path, tmp_path / "a.rec")
+    assert not list(tmp_path.glob("a.*"))
+
+
+@pytest.mark.parametrize("classes, expected", [(None, "a whole number from 0 on"), (3, "0 to 2")])
+def test_check_wants_whole_numbers(tmp_path, classes, expected):
+    (tmp_path / "a.jpg").write_bytes(photo(0))
+    items = [Item(label, key, "a.jpg") for key, label in enumerate((0.5, -3, 2))]
+    pack(items, tmp_path, tmp_path / "a.rec")
+    problems = check(tmp_path / "a.rec", classes).problems
+    assert len(problems) == 2 and all(expected in each for each in problems)
+    assert "record 0 (a.jpg)" in problems[0] and "record 1 (a.jpg)" in problems[1]
+
+
 def test_nothing_readable_packs_nothing(tmp_path):
     with pytest.raises(UserError, match="none of the 1 images can be read"):
         pack([Item(0, 0, "missing.jpg")], tmp_path, tmp_path / "a.rec", skip_broken=True)

@@ -2,6 +2,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 
 import hypothesis
 import hypothesis.strategies as st
@@ -147,6 +149,16 @@ def test_names_of_files_are_told_where_known(rec):
     assert RecordFile(rec).name(1) == f"record 1 of {rec}"
     rec.with_suffix(".names.txt").write_text("".join(f"cat/{n}.jpg\n" for n in range(5)))
     assert RecordFile(rec).name(1) == f"record 1 (cat/1.jpg) of {rec}"
+
+
+def test_names_may_be_of_any_letters_in_any_locale(rec):
+    rec.with_suffix(".names.txt").write_bytes("caf\u00e9\u2028\x85.jpg\n".encode() * 4 + b"\xff\n")
+    code = "import sys; from gluon_resnest.data.recordio import RecordFile as R; " \
+           "print(ascii(R(sys.argv[1]).name(1)), ascii(R(sys.argv[1]).name(4)))"
+    told = subprocess.run([sys.executable, "-X", "utf8=0", "-c", code, str(rec)], check=True,
+                          stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}).stdout
+    assert r"record 1 (caf\xe9\u2028\x85.jpg) of" in told and r"record 4 (\ufffd) of" in told
 
 
 def corrupt(file, position, data):

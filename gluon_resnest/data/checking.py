@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gluon_resnest.data import images
-from gluon_resnest.data.classification import read_class_names
+from gluon_resnest.data.classification import class_number, read_class_names
 from gluon_resnest.data.processes import in_order
 from gluon_resnest.data.recordio import RecordFile, sidecar
 from gluon_resnest.errors import UserError
@@ -85,11 +85,11 @@ def check(rec, classes=None, *, processes=1, progress=None):
         if np.size(finding.label) != 1:
             multiple += 1
             continue
-        label = float(np.reshape(finding.label, ()))
-        labels.append(label)
-        if classes and not 0 <= label < classes:
-            problems.append(f"{records.name(number)} has the label {label:g}, expected 0 to "
-                            f"{classes - 1}")
+        labels.append(float(np.reshape(finding.label, ())))
+        try:
+            class_number(finding.label, records.name(number), classes)
+        except UserError as error:
+            problems.append(str(error))
     span = (min(labels), max(labels)) if labels else None
     return Report(len(records), span, multiple, formats, grey, cmyk, problems, notes)
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from gluon_resnest.data import images, inert_pickle
-from gluon_resnest.data.classification import list_folder, read_class_names
+from gluon_resnest.data.classification import class_number, list_folder, read_class_names
 from gluon_resnest.data.in_memory import Images
 from gluon_resnest.data.pickled_numpy import CONSTRUCTORS, ArrayShell
 from gluon_resnest.data.recordio import RecordFile, sidecar
@@ -84,8 +84,8 @@ def _from_records(rec):
     records = RecordFile(rec)
     file = sidecar(rec, ".classes.txt")
     names = read_class_names(file) if file.is_file() else None
-    return _stack(((int(label), records.name(index), data) for index, (label, data) in
-                   enumerate(records[index] for index in range(len(records)))), names)
+    return _stack(((class_number(label, name), name, data) for name, (label, data) in
+                   ((records.name(index), records[index]) for index in range(len(records)))), names)
 
 
 def _from_archive(path):

@@ -60,15 +60,29 @@ class RecordDataset:
         return self._records.name(index)
 
     def _checked(self, label, index):
-        if np.size(label) != 1:
-            raise UserError(f"{self.name(index)} has {np.size(label)} labels, expected one; a "
-                            f"detection file cannot be used for classification")
-        label = float(np.reshape(label, ()))
-        if not label.is_integer() or label < 0 or self._classes and label >= self._classes:
-            expected = f"0 to {self._classes - 1}" if self._classes else "a whole number from 0 on"
-            raise UserError(f"{self.name(index)} has the label {label:g}, expected {expected}; "
-                            f"check the number of classes and the list the file was packed from")
-        return np.int64(label)
+        return class_number(label, self.name(index), self._classes)
+
+
+def class_number(label, name, classes=None):
+    """Returns the label of a record as an int64.
+
+    Args:
+      label: number, or array of numbers.
+      name: what an error message calls the record.
+      classes: the label must be below; None: any.
+
+    Raises:
+      UserError: if it is not one whole number in that range.
+    """
+    if np.size(label) != 1:
+        raise UserError(f"{name} has {np.size(label)} labels, expected one; a detection file "
+                        "cannot be used for classification")
+    label = float(np.reshape(label, ()))
+    if not label.is_integer() or label < 0 or classes and label >= classes:
+        expected = f"0 to {classes - 1}" if classes else "a whole number from 0 on"
+        raise UserError(f"{name} has the label {label:g}, expected {expected}; check the number of "
+                        "classes and the list the file was packed from")
+    return np.int64(label)
 
 
 class FolderDataset:

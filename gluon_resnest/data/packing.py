@@ -180,7 +180,11 @@ def encode(path, options):
         scale = options.resize_short / min(height, width)
         image = image.resize((round(width * scale), round(height * scale)), Image.LANCZOS)
     stored = io.BytesIO()
-    image.save(stored, "JPEG", quality=options.quality)
+    try:
+        image.save(stored, "JPEG", quality=options.quality)
+    except OSError as error:
+        raise UserError(f"{path} of {image.width} x {image.height} pixels cannot be stored as a "
+                        f"JPEG ({error})") from error
     return stored.getvalue()
 
 
@@ -206,7 +210,11 @@ def _recipe(items, options, class_names, skip_broken):
     """Returns what determines the bytes of a record file, as JSON text."""
     listed = hashlib.sha256(repr(class_names).encode())
     for item in items:
-        listed.update(f"{item.key}\t{item.label}\t{item.file}\n".encode())
+        try:
+            listed.update(f"{item.key}\t{item.label}\t{item.file}\n".encode())
+        except UnicodeEncodeError:
+            raise UserError(f"the name of {item.file!a} is no UTF-8, as which names are kept "
+                            "beside a record file; rename the file or its folder") from None
     return json.dumps(dict(dataclasses.asdict(options), skip_broken=skip_broken, images=len(items),
                            list_sha256=listed.hexdigest()), indent=1) + "\n"
 

@@ -102,7 +102,9 @@ class RecordFile:
         """Returns what an error message calls a record, with its image's file name if known."""
         if self._names is None:
             names = sidecar(self.path, ".names.txt")
-            self._names = names.read_text().splitlines() if names.is_file() else []
+            # Names may hold other ends of lines than that, and mean nothing but a message.
+            self._names = names.read_text("utf-8", "replace").rstrip("\n").split("\n") \
+                if names.is_file() else []
         known = f" ({self._names[number]})" if len(self._names) == len(self) else ""
         return f"record {number}{known} of {self.path}"
 
