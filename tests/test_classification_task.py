@@ -160,6 +160,12 @@ def test_frozen_stages_stay_bit_for_bit_and_the_others_learn(stages):
         assert same is (name.split(".")[0] in frozen), name
 
 
+def test_drawn_images_that_are_evaluated_are_not_those_of_training():
+    task = make_task(dataclasses.replace(RECIPE, eval_px=32))
+    train, held = (loader.dataset[0, None][0] for loader in (task._train, task._val))
+    assert train.shape == held.shape and (train != held).any()
+
+
 def test_evaluation_counts_every_image():
     task = make_task()
     metrics = task.evaluate()

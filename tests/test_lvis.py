@@ -160,7 +160,16 @@ def test_drawn_pictures_are_annotated_exhaustively():
         assert sorted(shown | set(picture["neg_category_ids"])) == [1, 2, 3]
         assert not shown & set(picture["neg_category_ids"])
     assert [each["frequency"] for each in truth["categories"]] == [
-        "r" if each["image_count"] < 10 else "c" for each in truth["categories"]]
+        "r" if each["image_count"] <= 10 else "c" for each in truth["categories"]]
+
+
+@pytest.mark.parametrize("images, frequency", [(10, "r"), (11, "c"), (100, "c"), (101, "f")])
+def test_frequencies_are_those_of_the_paper(images, frequency):
+    truth = exhaustive({"images": [{"id": number} for number in range(images)],
+                        "annotations": [{"image_id": number, "category_id": 1}
+                                        for number in range(images)],
+                        "categories": [{"id": 1, "name": "cat"}]})
+    assert truth["categories"][0]["frequency"] == frequency
 
 
 # ---- the json -----------------------------------------------------------------------------------

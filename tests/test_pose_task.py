@@ -150,6 +150,12 @@ def test_a_person_seen_twice_is_an_error():
 
 # ---- training -----------------------------------------------------------------------------------
 
+def test_drawn_persons_that_are_evaluated_are_not_those_of_training():
+    task = make_task()
+    train, held = (loader.dataset.persons.joints[0] for loader in (task._train, task._val))
+    assert (train != held).any()
+
+
 def test_a_judge_that_is_missing_is_missed_before_training(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(UserError, match="pycocotools is needed here"):

@@ -126,7 +126,9 @@ def coco_things(tmp_path):
 
 def open_coco(folder, annotations):
     pytest.importorskip("pycocotools")
-    (folder / "annotations").mkdir()
+    (folder / "annotations").mkdir(parents=True)
+    if not (folder / "val2017").exists():
+        (folder / "val2017").symlink_to(folder.parent / "val2017")
     (folder / "annotations/instances_val2017.json").write_text(json.dumps(annotations))
     return open_segmentation("coco", folder, "val", classes=3)
 
@@ -147,6 +149,20 @@ def test_broken_masks_of_coco_things_are_refused(tmp_path, coco_things, segmenta
     coco_things["annotations"][1]["segmentation"] = segmentation
     with pytest.raises(UserError, match="7.jpg: annotation 2 has a broken mask: .*; mend or rem"):
         open_coco(tmp_path, coco_things).read(0)
+
+
+def test_coco_things_may_lack_their_area_and_have_lines(tmp_path, coco_things):
+    expected = open_coco(tmp_path / "whole", coco_things).read(0)[1]
+    for thing in coco_things["annotations"]:
+        del thing["area"]
+    coco_things["annotations"][0]["segmentation"].insert(0, [1, 1, 25, 1])
+    np.testing.assert_array_equal(open_coco(tmp_path / "odd", coco_things).read(0)[1], expected)
+
+
+def test_coco_things_of_an_unknown_category_are_refused(tmp_path, coco_things):
+    coco_things["annotations"][1]["category_id"] = 5
+    with pytest.raises(UserError, match="annotation 2 belongs to category 5, which the file does"):
+        open_coco(tmp_path, coco_things)
 
 
 def test_things_of_an_image_of_another_size_are_refused(tmp_path, coco_things):
@@ -329,6 +345,12 @@ def test_crop_larger_than_the_image_is_padded_with_ignored_black():
     ((100, 100), 50, (50, 50))])
 def test_longer_side_is_set(size, longer, expected):
     assert scaled_size(*size, longer) == expected
+
+
+def test_the_smallest_scale_leaves_a_pixel():
+    transform = TrainTransform(60, 8, (0.01, 0.01))
+    image, labels = transform(photo(0, 50, 60), np.zeros((50, 60), np.int32), random_for(0, 0, 0))
+    assert image.shape == (3, 8, 8) and (labels == 0).sum() == 1
 
 
 def test_same_generator_same_crop_whatever_the_loader(folder):

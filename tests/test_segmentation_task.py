@@ -378,6 +378,7 @@ def test_a_run_trains_evaluates_and_is_continued(capsys, folder, tmp_path):
     (["--eval-scales", "1,0"], "eval_scales must be positive numbers"),
     (["--scale-low", "3"], "must not exceed scale_high"),
     (["--output-stride", "32"], "one of 8, 16"),
+    (["--data", "synthetic", "--eval-batch", "0"], "--eval-batch must be at least 1, got 0"),
     (["--warmup-epochs", "9"], "must be smaller than epochs")])
 def test_mistakes_are_one_sentence(capsys, tmp_path, words, message):
     code, _, err = run(capsys, *words, "--workdir", tmp_path / "run")

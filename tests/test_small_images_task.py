@@ -110,6 +110,7 @@ def test_augmentation_is_what_the_recipe_says(parts):
 @pytest.mark.parametrize("changes, message", [
     ({"jitter": 0.4}, r"jitter \(=0.4\) is not offered for images in memory"),
     ({"auto_augment": "authors"}, "auto_augment"),
+    ({"eval_protocol": "gluon"}, r"eval_protocol \(=gluon\) is not offered .* set it to whole"),
     ({"crop_rule": "gluon"}, "take pad or whole"),
     ({"crop_px": 224}, "crop_px .* for --plan only")])
 def test_what_images_in_memory_do_not_get_is_refused(parts, changes, message):

@@ -162,7 +162,8 @@ class DetectionLoader:
       factors: float (images,), how often each comes in training, see `repeat_factor`; None: all
         equally often.
       max_pixels: largest height times width of a padded image; longer sides are limited to this
-        over the largest shorter side, whatever else is in the batch. None: no further limit.
+        over the largest shorter side, whatever else is in the batch; windows of a random crop in
+        both orientations may be padded to more. None: no further limit.
       divisor: padded sides are multiples of it.
 
     Attributes:

@@ -10,7 +10,7 @@ from gluon_resnest.data.coco import CocoInstances, no_garbage_collection
 from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.repeat_factor import image_counts
 
-FREQUENCIES = {"r": 10, "c": 100, "f": np.inf}      # rare: on fewer training images than 10, ...
+FREQUENCIES = {"r": 10, "c": 100, "f": np.inf}      # rare: on at most 10 training images, ...
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -104,5 +104,5 @@ def exhaustive(content):
                     "neg_category_ids": sorted(set(numbers) - shown[picture["id"]])}
                    for picture in content["images"]],
         "categories": [{**category, "image_count": int(count), "frequency": next(
-            letter for letter, limit in FREQUENCIES.items() if count < limit)}
+            letter for letter, limit in FREQUENCIES.items() if count <= limit)}
             for category, count in zip(content["categories"], counts)]}

@@ -40,7 +40,7 @@ class TrainTransform:
     def __call__(self, image, labels, rng):
         if self.flip and rng.random() < 0.5:
             image, labels = image[:, ::-1], labels[:, ::-1]
-        low, high = (int(self.base_px * scale) for scale in self.scales)
+        low, high = (max(1, int(self.base_px * scale)) for scale in self.scales)
         image, labels = _resized(image, labels, int(rng.integers(low, high + 1)))
         image, labels = _padded(image, labels, self.crop_px)
         top, left = (int(rng.integers(0, length - self.crop_px + 1)) for length in labels.shape)

@@ -178,7 +178,7 @@ class Classification:
         """Returns the loader of the training images."""
         recipe = self._recipe
         if run.data == "synthetic":
-            dataset = self._generated(recipe.crop_px, recipe.batch * run.synthetic_steps)
+            dataset = self._generated(recipe.crop_px, recipe.batch * run.synthetic_steps, 0)
         else:
             dataset = self.training_images(run)
         return Loader(dataset, self._train_plan(dataset), seed=recipe.seed,
@@ -188,7 +188,7 @@ class Classification:
         """Returns the loader of the evaluation images; those of training are open already."""
         recipe = self._recipe
         if run.data == "synthetic":
-            dataset = self._generated(recipe.eval_px, recipe.batch * run.synthetic_steps // 8)
+            dataset = self._generated(recipe.eval_px, recipe.batch * run.synthetic_steps // 8, 1)
         else:
             dataset = self.evaluation_images(run)
         return self._evaluation_loader(dataset, run)
@@ -207,9 +207,9 @@ class Classification:
         return Loader(dataset, self._eval_plan(dataset, run), seed=self._recipe.seed,
                       workers=run.data_workers)
 
-    def _generated(self, size, length):
+    def _generated(self, size, length, part):
         return SyntheticClassification(max(1, length), size, self._recipe.classes,
-                                       self._recipe.seed)
+                                       2 * self._recipe.seed + part)
 
     def _train_plan(self, dataset):
         recipe, comm = self._recipe, self._comm

@@ -66,6 +66,8 @@ class Segmentation:
 
     def __init__(self, recipe, run, comm):
         self._recipe, self._run, self._comm, self._workdir = recipe, run, comm, run.workdir
+        if run.eval_batch < 1:
+            raise UserError(f"--eval-batch must be at least 1, got {run.eval_batch}")
         self._context = comm.context(run.device)
         self._train, self.class_names = None, None
         if not run.eval_only:

@@ -6,7 +6,8 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.tasks.classification import Classification
 
 # What is done to single images elsewhere, and must be off here.
-_OFF = {"auto_augment": "none", "jitter": 0.0, "lighting": 0.0, "erase_prob": 0.0}
+_OFF = {"auto_augment": "none", "jitter": 0.0, "lighting": 0.0, "erase_prob": 0.0,
+        "eval_protocol": "whole"}
 
 
 class SmallImages(Classification):
