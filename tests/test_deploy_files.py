@@ -47,6 +47,13 @@ def test_a_loaded_network_computes_what_the_net_does(tiny, files, target, engine
     assert_equal(network(x), tiny(nd.array(x)).asnumpy())
 
 
+def test_a_deformable_classifier_is_folded_and_loads(tmp_path):
+    net = randomized(zoo.get_model("resnest_tiny", classes=3, deform_stages=(3, 4)))
+    export_deployment(net, tmp_path / "x", CARD, Plan("mxnet"))
+    x = noise((2, 3, 64, 40))
+    assert_equal(deployed.load(tmp_path / "x")(x), net(nd.array(x)).asnumpy())
+
+
 @pytest.mark.parametrize("head", ["deeplab", "deeplabplus", "fcn"])
 def test_every_segmentation_head_but_psp_is_onnx_of_any_size(head, tmp_path):
     pytest.importorskip("onnxruntime")
