@@ -7,7 +7,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
-from gluon_resnest.models.norm import STAGES, few_values, freeze_stages, norm_layer
+from gluon_resnest.models.norm import STAGES, few_values, freeze_stages, norm_layer, with_defaults
 from gluon_resnest.zoo import get_model
 
 
@@ -22,6 +22,17 @@ def test_batch_policy_is_batch_norm(policy):
     layer = norm_layer(policy, {"momentum": 0.5})(in_channels=3)
     assert type(layer) is nn.BatchNorm and layer._kwargs["momentum"] == 0.5
     assert layer.gamma.grad_req == "write"
+
+
+@pytest.mark.parametrize("policy", ["batch", "frozen", nn.BatchNorm])
+def test_what_the_user_says_of_norms_beats_the_networks_defaults(policy):
+    layer = with_defaults(norm_layer(policy, {"momentum": 0.5}), epsilon=0.1, momentum=0.7)()
+    assert (layer._kwargs["eps"], layer._kwargs["momentum"]) == (0.1, 0.5)
+
+
+def test_defaults_of_batch_norms_are_for_batch_norms_only():
+    norm = norm_layer(nn.InstanceNorm, {"epsilon": 0.2})
+    assert with_defaults(norm, epsilon=0.1, momentum=0.7)(in_channels=3)._epsilon == 0.2
 
 
 def test_frozen_policy_is_affine_in_training_and_learns_nothing(hybridize):

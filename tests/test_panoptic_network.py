@@ -231,11 +231,17 @@ def test_the_zoo_knows_panoptic_networks():
     net = get_model("panoptic_cascade_fpn_resnest50_coco", classes=(("cat", "dog"), 3))
     assert net.detector.classes == ("cat", "dog") and net.stuff[2] == "stuff 2"
     assert len(net.detector.stages) == 3
+    net = get_model("panoptic_fpn_resnest_tiny_coco", classes=(np.int64(3), np.int64(2)))
+    assert net.detector.classes[2] == "class 2" and net.stuff == ("stuff 0", "stuff 1")
 
 
 @pytest.mark.parametrize("options, sentence", [
     (dict(classes=80), "things and stuff, got classes=80"),
     (dict(classes=(2, 0)), "number of kinds of stuff"),
+    (dict(classes=("person", "dog")), "number of kinds of stuff .* got 'dog'"),
+    (dict(classes=("person", 3)), "classes must be a whole number from 1 .* got 'person'"),
+    (dict(classes=(0, 5)), "classes must be a whole number from 1 .* got 0"),
+    (dict(classes=(-3, 5)), "classes must be a whole number from 1 .* got -3"),
     (dict(output_stride=8), "is a panoptic network, which has no output_stride")])
 def test_arguments_that_do_not_fit_are_sentences(options, sentence):
     with pytest.raises(UserError, match=sentence):

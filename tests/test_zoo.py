@@ -302,6 +302,12 @@ def test_maps_without_features_only_are_refused():
         get_model("resnest_tiny", out_indices=(3,))
 
 
+@pytest.mark.parametrize("option", ["out_indices", "deform_stages"])
+def test_one_number_for_several_is_refused(option):
+    with pytest.raises(UserError, match=rf"{option} must be a tuple of numbers, got 3; give .3,."):
+        get_model("resnest_tiny", **{option: 3})
+
+
 def test_a_detector_takes_names_of_classes_as_its_page_says():
     assert get_model(KINDS["detector"], classes=("cat", "dog")).classes == ("cat", "dog")
     for classes in ((), "cat", ("cat", 1), 0):

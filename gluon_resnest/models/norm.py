@@ -56,6 +56,19 @@ def norm_layer(policy=None, norm_kwargs=None):
     return functools.partial(constructor, **norm_kwargs)
 
 
+def with_defaults(norm, **defaults):
+    """Returns a constructor whose batch norms have other defaults beneath what `norm` says.
+
+    Args:
+      norm: as `norm_layer` returns it; layers of other kinds are left as they are.
+    """
+    constructor = getattr(norm, "func", norm)
+    if constructor is not frozen_batch_norm and not (
+            isinstance(constructor, type) and issubclass(constructor, nn.BatchNorm)):
+        return norm
+    return functools.partial(norm, **{**defaults, **getattr(norm, "keywords", {})})
+
+
 STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 BEHIND = ("conv2", "bn2")       # what EfficientNet has between its last stage and the classifier
 

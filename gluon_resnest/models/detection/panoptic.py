@@ -6,8 +6,9 @@ import re
 
 from mxnet import nd
 
-from gluon_resnest.errors import UserError, check_count, nearest
+from gluon_resnest.errors import UserError, nearest
 from gluon_resnest.models.detection.build import COCO_CLASSES, detector, norms_of
+from gluon_resnest.models.detection.rcnn import names_of
 from gluon_resnest.models.detection.semantic_head import (
     LEVELS, SemanticHead, semantic_loss, upsampled)
 from gluon_resnest.models.detection.sized import SizedImages, sizes_of
@@ -125,9 +126,7 @@ def panoptic(name, get_model, *, classes=COCO_CLASSES, stuff=COCO_STUFF, semanti
     if inner is None:
         raise UserError(f"expected a panoptic network's name such as panoptic_fpn_resnest50_coco, "
                         f"got {name!r}{nearest(name, NAMES)}")
-    if isinstance(stuff, int):
-        check_count("the number of kinds of stuff", stuff)
-        stuff = tuple(f"stuff {number}" for number in range(stuff))
+    stuff = names_of("the number of kinds of stuff", stuff, word="stuff")
     norms = norms_of(norms)
     found = detector(inner, get_model, classes=classes, norms=norms, norm_kwargs=norm_kwargs,
                      **options)

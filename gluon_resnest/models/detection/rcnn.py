@@ -4,7 +4,7 @@ Ren et al. 2015; He et al. 2017; Cai and Vasconcelos 2018; on a pyramid, Lin et 
 """
 from mxnet import nd
 
-from gluon_resnest.errors import UserError, check_choice
+from gluon_resnest.errors import UserError, check_choice, check_count
 from gluon_resnest.models.detection import boxes as box
 from gluon_resnest.models.detection import training
 from gluon_resnest.models.detection.conv_norm import block_list
@@ -94,14 +94,14 @@ class RCNN(SizedImages):
         """Replaces the layers that know the classes (GluonCV's name), before fine-tuning.
 
         Args:
-          classes: names of the new classes.
+          classes: names of the new classes, or their number.
           reuse_weights: new classes that keep the weights of old ones: names that both have, or
             {new name: old name}. None begins afresh. The background is kept if any class is.
 
         Raises:
-          UserError: if a name to reuse is unknown.
+          UserError: if there are no such classes, or a name to reuse is unknown.
         """
-        classes = tuple(classes)
+        classes = names_of("classes", classes)
         reuse = reuse_weights or {}
         reuse = dict(reuse) if isinstance(reuse, dict) else {name: name for name in reuse}
         for names, known in ((reuse, classes), (reuse.values(), self.classes)):
@@ -216,3 +216,16 @@ class RCNN(SizedImages):
         masks = F.reshape_like(F.expand_dims(F.add_n(*masks) / len(masks), axis=0), ids,
                                lhs_begin=0, lhs_end=2, rhs_begin=0, rhs_end=2)
         return F.broadcast_mul(masks, F.expand_dims(ids >= 0, axis=3))
+
+
+def names_of(what, classes, word="class"):
+    """Returns a tuple of names, as given or, for a number of classes, "{word} 0", "{word} 1", ...
+
+    Raises:
+      UserError: if `classes` are neither names nor a number from 1 on; `what` says whose they are.
+    """
+    if isinstance(classes, (tuple, list)) and classes \
+            and all(isinstance(name, str) for name in classes):
+        return tuple(classes)
+    check_count(what, classes)
+    return tuple(f"{word} {number}" for number in range(classes))
