@@ -128,6 +128,7 @@ def test_parameter_counts_are_those_of_table_1(name, aux, millions):
 @pytest.mark.parametrize("name, parts", [
     ("deeplab_resnest50_ade", ("deeplab", "resnest50", "ade")),
     ("deeplabplus_resnest200_citys", ("deeplabplus", "resnest200", "citys")),
+    ("FCN_ResNeSt_tiny_voc", ("fcn", "resnest_tiny", "voc")),
     ("fcn_resnest50_fast_2s1x64d", ("fcn", "resnest50_fast_2s1x64d", None)),
     ("psp_resnet50_pcontext", ("psp", "resnet50_v1s", "pcontext"))])
 def test_names_are_spelled(name, parts):

@@ -334,8 +334,18 @@ def test_pretrained_loads_the_published_file(tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.HIDDEN, "resnest_tiny", entry)
     for pretrained in (True, sha1[:8]):
         loaded = get_model("resnest_tiny", pretrained=pretrained, root=str(tmp_path))
-        for mine, other in zip(loaded.collect_params().values(), net.collect_params().values()):
-            assert (mine.data() == other.data()).min().asscalar() == 1
+        assert_same_values(loaded, net)
+    loaded = get_model("resnest_tiny")
+    zoo.load_weights(loaded, "ResNeSt_Tiny", "published", root=tmp_path)
+    assert_same_values(loaded, net)
+    loaded = get_model("resnest_tiny")
+    zoo.load_backbone_weights(loaded, "ResNeSt_Tiny", root=tmp_path)
+    assert_same_values(loaded, net)
+
+
+def assert_same_values(net, other):
+    for mine, theirs in zip(net.collect_params().values(), other.collect_params().values()):
+        assert (mine.data() == theirs.data()).min().asscalar() == 1
 
 
 def test_pretrained_without_published_weights_says_so():

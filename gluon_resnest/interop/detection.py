@@ -104,7 +104,7 @@ def read_card(prefix):
 
 def is_detector(name):
     """Returns whether a name spells a detector, {family}_fpn_{backbone}[_dcn]_{coco|lvis}."""
-    return parse(name.lower()) is not None
+    return parse(name) is not None
 
 
 def from_zoo(name, weights, *, ctx=None):

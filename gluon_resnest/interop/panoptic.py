@@ -117,7 +117,7 @@ def read_card(prefix):
 
 def is_panoptic(name):
     """Returns whether a name spells a panoptic network."""
-    return detector_name(name.lower()) is not None
+    return detector_name(name) is not None
 
 
 def from_zoo(name, weights, *, ctx=None):

@@ -51,7 +51,7 @@ def with_weights(name, weights, *, ctx=None):
 def zoo_card(name, classes):
     """Returns the card of a zoo name: crop, protocol and normalisation of its published weights."""
     try:
-        published = zoo.variant(name.lower()).weights
+        published = zoo.variant(name).weights
     except UserError:       # a name of GluonCV's
         published = None
     if published is None:

@@ -198,8 +198,8 @@ _GRAMMAR = re.compile(f"({'|'.join(HEADS)})_(.+?)(?:_({'|'.join(CLASSES)}))?")
 
 
 def parse_name(name):
-    """Returns the `Name` that {head}_{backbone}[_{dataset}] spells, or None."""
-    spelled = _GRAMMAR.fullmatch(name)
+    """Returns the `Name` that {head}_{backbone}[_{dataset}] spells in any case, or None."""
+    spelled = _GRAMMAR.fullmatch(name.lower())
     if not spelled:
         return None
     head, backbone, dataset = spelled.groups()

@@ -261,20 +261,24 @@ def load_backbone_weights(backbone, source, *, root=None, ctx=None):
     """
     from gluon_resnest.interop import store
     if is_named(source):
-        file = store.resolve(source, _published(source), True, root)
+        file = _resolved(source, True, root)
     else:
         file = store.fetch(source, root)
     load_backbone(backbone, file, ctx=ctx or mx.cpu())
 
 
 def _load(net, name, pretrained, root, ctx):
+    load_parameters(net, _resolved(name, pretrained, root), ctx=ctx or mx.cpu())
+
+
+def _resolved(name, pretrained, root):
+    """Returns the file published for a name; arguments as of `get_model`."""
     from gluon_resnest.interop import store
-    file = store.resolve(name, _published(name), pretrained, root)
-    load_parameters(net, file, ctx=ctx or mx.cpu())
+    return store.resolve(name.lower(), _published(name.lower()), pretrained, root)
 
 
 def _published(name):
-    """Returns the SHA-1 of the files published for a name, newest first."""
+    """Returns the SHA-1 of the files published for a name in lower case, newest first."""
     if parse_name(name) or name.startswith(POSE) or detection.parse(name) \
             or panoptic.detector_name(name):
         return SEGMENTERS.get(name, ())

@@ -98,9 +98,9 @@ class PanopticFPN(SizedImages):
 def detector_name(name):
     """Returns the name of the detector in {panoptic|panoptic_cascade}_fpn_{backbone}[_dcn]_coco.
 
-    None if `name` does not spell a panoptic network.
+    None if `name`, in any case, does not spell a panoptic network.
     """
-    found = _GRAMMAR.fullmatch(name)
+    found = _GRAMMAR.fullmatch(name.lower())
     return FAMILIES[found.group(1)] + found.group(2) if found else None
 
 
