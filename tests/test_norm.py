@@ -72,6 +72,23 @@ def test_as_many_stages_as_said_are_frozen(count):
             assert (param.grad_req == "null") is (name.split(".")[0] in frozen), name
 
 
+def test_stages_of_a_net_that_was_called_are_frozen_too(hybridize):
+    net, x = get_model("resnest_tiny", classes=3), nd.random.normal(shape=(2, 3, 32, 48))
+    net.initialize()
+    net.hybridize(hybridize)
+
+    def statistics_after_training():
+        with autograd.record():
+            net(x).sum().backward()
+        return net.bn1.running_mean.data().asnumpy(), net.layer2[0].bn1.running_mean.data().asnumpy()
+
+    before = statistics_after_training()
+    freeze_stages(net, 2)
+    after = statistics_after_training()
+    np.testing.assert_array_equal(after[0], before[0])
+    assert (after[1] != before[1]).any()
+
+
 @pytest.mark.parametrize("network", ["resnest_tiny", "resnet18", "efficientnet_b0"])
 def test_all_stages_are_all_but_the_classifier(network):
     net = get_model(network, classes=3)

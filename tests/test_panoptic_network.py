@@ -196,6 +196,16 @@ def test_an_exported_network_takes_any_size_and_batch(tmp_path):
             np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-3)
 
 
+def test_a_hybridized_network_hears_of_other_things_and_nms():
+    net, x = small(), images(1)
+    net.hybridize()
+    assert net(x)[0].shape == (1, 7, 1)
+    net.set_nms(nms_thresh=1.0, post_nms=9, score_thresh=0.0)
+    assert net(x)[0].shape == (1, 9, 1)
+    net.reset_class(["cow"], reuse_weights={"cow": "ant"})
+    assert net(x)[0].asnumpy().max() == 0 and net.detector.classes == ("cow",)
+
+
 def test_norms_of_the_heads_are_those_of_the_semantic_head():
     for norms, kind in (("sync", "SyncBatchNorm"), ("batch", "BatchNorm"), ("frozen", "NoneType")):
         net = panoptic("panoptic_fpn_resnest_tiny_coco", get_model, classes=2, stuff=3, norms=norms,

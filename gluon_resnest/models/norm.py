@@ -76,6 +76,9 @@ BEHIND = ("conv2", "bn2")       # what EfficientNet has between its last stage a
 def freeze_stages(backbone, count):
     """Freezes the first `count` stages of a backbone, the stem being the first; see `freeze`.
 
+    Graphs that were traced before are dropped. A hybridized block around the backbone keeps its
+    own, with the old norms: hybridize it again.
+
     Args:
       backbone: Block with the children of STAGES, and of BEHIND if it has such layers.
       count: 0, which freezes nothing, to 5, which leaves only a classifier to learn.
@@ -93,12 +96,14 @@ def freeze_stages(backbone, count):
         for name in BEHIND:
             if hasattr(backbone, name):
                 freeze(getattr(backbone, name))
+    if isinstance(backbone, nn.HybridBlock):
+        backbone._clear_cached_op()
 
 
 def freeze(block):
     """Makes every parameter of a block constant, and its batch norms use running statistics.
 
-    What is behind it in the backward pass is not computed.
+    What is behind it in the backward pass is not computed. Graphs of blocks inside are dropped.
     """
     for param in block.collect_params().values():
         param.grad_req = "null"
@@ -106,6 +111,8 @@ def freeze(block):
     def use_running_statistics(layer):
         if isinstance(layer, nn.BatchNorm):
             layer._kwargs["use_global_stats"] = True
+        if isinstance(layer, nn.HybridBlock):
+            layer._clear_cached_op()
 
     block.apply(use_running_statistics)
 

@@ -8,7 +8,7 @@ from mxnet import nd
 
 from gluon_resnest.errors import UserError, nearest
 from gluon_resnest.models.detection.build import COCO_CLASSES, detector, norms_of
-from gluon_resnest.models.detection.rcnn import names_of
+from gluon_resnest.models.detection.rcnn import CANDIDATES, names_of
 from gluon_resnest.models.detection.semantic_head import (
     LEVELS, SemanticHead, semantic_loss, upsampled)
 from gluon_resnest.models.detection.sized import SizedImages, sizes_of
@@ -64,6 +64,16 @@ class PanopticFPN(SizedImages):
     def conventions(self):
         """The detector's `Conventions`."""
         return self.detector.conventions
+
+    def set_nms(self, nms_thresh=0.5, nms_topk=CANDIDATES, post_nms=100, *, score_thresh=None):
+        """Changes the final post-processing of the detector; see `RCNN.set_nms`."""
+        self.detector.set_nms(nms_thresh, nms_topk, post_nms, score_thresh=score_thresh)
+        self._clear_cached_op()
+
+    def reset_class(self, classes, reuse_weights=None):
+        """Replaces the layers that know the classes of things; see `RCNN.reset_class`."""
+        self.detector.reset_class(classes, reuse_weights)
+        self._clear_cached_op()
 
     def losses(self, images, sizes, objects, rngs, labels, *counted):
         """Returns the losses of one batch by name; see `training.losses`.
