@@ -63,6 +63,7 @@ def zoo_card(name, classes):
 def _classes_of(weights):
     arrays = read_params(weights)
     for name in _CLASSIFIERS:
-        if name in arrays:
-            return len(arrays[name])
+        for saved in (name, "arg:" + name):     # the latter by an export
+            if saved in arrays:
+                return len(arrays[saved])
     return None

@@ -45,6 +45,8 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
               pretrained_base=None, **others):
     """Builds a network by name; GluonCV's zoo answers for the names that are its own.
 
+    Two networks of a family in one Block are built in a name scope each (docs/migration.md).
+
     Args:
       name: see `variant`, or "simple_pose_" and such a name, or {head}_{such a name}[_{data set}]
         as in `models.segmentation.parse_name`, or a detector's as in
@@ -110,8 +112,8 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
         net = pose_model(name[len(POSE):], dropblock=dropblock or 0.0, **norms)
     elif kind == "detector":
         net = detection.detector(
-            name, get_model, classes=None if classes == 1000 else classes, norms=norm_layer or "batch",
-            norm_kwargs=norm_kwargs, dropblock=dropblock or 0.0)
+            name, get_model, classes=None if classes == 1000 else classes,
+            norms=norm_layer or "batch", norm_kwargs=norm_kwargs, dropblock=dropblock or 0.0)
     elif kind == "panoptic network":
         things, stuff = _things_and_stuff(classes)
         net = panoptic.panoptic(

@@ -68,9 +68,9 @@ class Name(NamedTuple):
 
 
 def parse(name):
-    """Returns the `Name` that {family}_fpn_{backbone}[_dcn]_{coco|lvis} spells in any case, or None.
+    """Returns the `Name` that {family}_fpn_{backbone}[_dcn]_{coco|lvis} spells, or None.
 
-    A plain ResNet is the paper's form: it strides in the first 1x1 convolution of a bottleneck.
+    Case does not matter. A plain ResNet is the paper's form: it strides in the first 1x1 convolution of a bottleneck.
     """
     found = _GRAMMAR.fullmatch(name.lower())
     if not found:
