@@ -70,7 +70,8 @@ class Name(NamedTuple):
 def parse(name):
     """Returns the `Name` that {family}_fpn_{backbone}[_dcn]_{coco|lvis} spells, or None.
 
-    Case does not matter. A plain ResNet is the paper's form: it strides in the first 1x1 convolution of a bottleneck.
+    Case does not matter. A plain ResNet is the paper's form: it strides in the first 1x1
+    convolution of a bottleneck.
     """
     found = _GRAMMAR.fullmatch(name.lower())
     if not found:
