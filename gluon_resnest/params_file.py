@@ -8,9 +8,10 @@ import struct
 
 import mxnet as mx
 
-_LIST_MAGIC, _ARRAY_MAGIC, _DENSE, _CPU = 0x112, 0xF993FAC9, 0, 1
-_DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int32": 4, "int8": 5,
-                "int64": 6}
+# A list header, arrays, then as many names. Arrays are V2 here; V3 is that of NumPy's semantics.
+LIST_MAGIC, ARRAY_V2, ARRAY_V3 = 0x112, 0xF993FAC9, 0xF993FACA
+DENSE, _CPU = 0, 1
+DTYPES = ("float32", "float64", "float16", "uint8", "int32", "int8", "int64", "bool")   # by code
 
 
 def write(path, arrays):
@@ -24,10 +25,10 @@ def write(path, arrays):
 
 def pack(arrays):
     """Yields the bytes of a `.params` file of {name: numpy array}."""
-    yield struct.pack("<QQQ", _LIST_MAGIC, 0, len(arrays))
+    yield struct.pack("<QQQ", LIST_MAGIC, 0, len(arrays))
     for array in arrays.values():
-        yield struct.pack(f"<Iii{array.ndim}qiii", _ARRAY_MAGIC, _DENSE, array.ndim, *array.shape,
-                          _CPU, 0, _DTYPE_CODES[array.dtype.name])
+        yield struct.pack(f"<Iii{array.ndim}qiii", ARRAY_V2, DENSE, array.ndim, *array.shape,
+                          _CPU, 0, DTYPES.index(array.dtype.name))
         yield array.tobytes()
     yield struct.pack("<Q", len(arrays))
     for name in arrays:

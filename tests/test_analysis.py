@@ -10,9 +10,11 @@ from mxnet import autograd, nd
 from mxnet.gluon import nn
 
 from gluon_resnest import zoo
+from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop import network_drawing, operators, zoo_page
 from gluon_resnest.interop.analysis import analyze, trace
+from gluon_resnest.models.deform import set_deformable_form
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "resnest_tiny"
@@ -176,6 +178,18 @@ def test_gates_do_not_widen_the_field_and_the_head_sees_everything(resnest50):
 def test_dropblock_is_left_out():
     assert {layer.op for layer in analyze(zoo.get_model(TINY, dropblock=0.1), (32, 32)).layers} \
         == {layer.op for layer in analyze(zoo.get_model(TINY, dropblock=0.0), (32, 32)).layers}
+
+
+def test_forms_of_training_cost_what_inference_does():
+    workers = Comm()
+    workers.size = 2
+    sync = zoo.get_model(TINY, norm_layer="sync", norm_kwargs={"workers": workers})
+    assert analyze(sync, (32, 48)).by_operator() \
+        == analyze(zoo.get_model(TINY), (32, 48)).by_operator()
+    net = zoo.get_model(TINY, deform_stages=(4,))
+    fused = analyze(net, (32, 48)).by_operator()
+    set_deformable_form(net, "composed")
+    assert analyze(net, (32, 48)).by_operator() == fused
 
 
 def test_tracing_leaves_the_network_as_it_was(tmp_path):

@@ -89,6 +89,17 @@ def test_a_network_of_the_grammar_is_recognised():
         "resnest26_fast_4s2x24d", "resnest26_4s2x24d"]
 
 
+def test_a_convolution_without_channels_is_none():
+    tensors = {**random_tensors(TINY), "layer1.0.conv1.weight": np.zeros((0, 64, 1, 1), np.float32)}
+    with pytest.raises(UserError, match=r"layer1.0.conv1.weight is absent or no convolution"):
+        convert.to_gluon(tensors)
+
+
+def test_names_do_not_depend_on_case():
+    done = convert.to_gluon(random_tensors(TINY), model="ResNeSt_Tiny")
+    assert done.model == TINY
+
+
 def test_networks_of_equal_shapes_are_named():
     tensors = {name: np.broadcast_to(np.float32(0), shape)
                for name, shape in parameter_shapes("resnest50").items()}

@@ -128,6 +128,7 @@ def test_parameter_counts_are_those_of_table_1(name, aux, millions):
 @pytest.mark.parametrize("name, parts", [
     ("deeplab_resnest50_ade", ("deeplab", "resnest50", "ade")),
     ("deeplabplus_resnest200_citys", ("deeplabplus", "resnest200", "citys")),
+    ("FCN_ResNeSt_tiny_voc", ("fcn", "resnest_tiny", "voc")),
     ("fcn_resnest50_fast_2s1x64d", ("fcn", "resnest50_fast_2s1x64d", None)),
     ("psp_resnet50_pcontext", ("psp", "resnet50_v1s", "pcontext"))])
 def test_names_are_spelled(name, parts):
@@ -166,6 +167,7 @@ def test_a_head_may_be_narrow_and_without_dropout(head):
 @pytest.mark.parametrize("call, message", [
     (lambda: segmentation_model("resnest_tiny", 5), "no segmentation network"),
     (lambda: get_model("deeplab_resnest_tiny_ade", output_stride=32), "8 or 16, got 32"),
+    (lambda: get_model("fcn_cifar_resnest14"), "last map has the stride 8 or 16, got 4; give an"),
     (lambda: get_model("deeplab_resnest_tiny_ade", last_gamma=True), "last_gamma"),
     (lambda: segmenter(get_model("resnest_tiny", dilated=True), 5, head="deeplap"), "'deeplab'"),
     (lambda: segmenter(get_model("resnest_tiny"), 5), "8 or 16, got 32"),

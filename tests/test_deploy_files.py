@@ -47,6 +47,13 @@ def test_a_loaded_network_computes_what_the_net_does(tiny, files, target, engine
     assert_equal(network(x), tiny(nd.array(x)).asnumpy())
 
 
+def test_a_deformable_classifier_is_folded_and_loads(tmp_path):
+    net = randomized(zoo.get_model("resnest_tiny", classes=3, deform_stages=(3, 4)))
+    export_deployment(net, tmp_path / "x", CARD, Plan("mxnet"))
+    x = noise((2, 3, 64, 40))
+    assert_equal(deployed.load(tmp_path / "x")(x), net(nd.array(x)).asnumpy())
+
+
 @pytest.mark.parametrize("head", ["deeplab", "deeplabplus", "fcn"])
 def test_every_segmentation_head_but_psp_is_onnx_of_any_size(head, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -57,6 +64,12 @@ def test_every_segmentation_head_but_psp_is_onnx_of_any_size(head, tmp_path):
     for shape in ((1, 3, 64, 64), (2, 3, 56, 72)):
         x = noise(shape)
         assert_equal(network(x), net(nd.array(x)).asnumpy())
+
+
+def test_a_card_of_another_task_has_to_be_given(tmp_path):
+    deployed.paths(tmp_path / "x")[2].write_text(SegmentationCard("fcn", 4, 64).to_json())
+    with pytest.raises(UserError, match="is no classifier's card, it says task='segmentation'"):
+        deployed.read_card(tmp_path / "x")
 
 
 def test_psp_is_no_onnx_and_says_so(tmp_path):
@@ -313,7 +326,8 @@ def test_onnx_of_other_classes_is_noticed(copies):
 
 
 @pytest.mark.parametrize("device, message", [
-    ("tpu", "device must be cpu, gpu or gpu"), ("cpu(x)", "device must be")])
+    ("tpu", "device must be cpu, gpu or gpu"), ("cpu(x)", "device must be"),
+    ("gpu(99)", "MXNet sees .* GPUs here, got device 'gpu.99.'; give cpu")])
 def test_unknown_devices_are_refused(files, device, message):
     with pytest.raises(UserError, match=message):
         deployed.load(files / "mxnet", device=device)

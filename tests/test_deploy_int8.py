@@ -114,6 +114,13 @@ def test_counts_of_images_that_cannot_be_are_refused(tmp_path, counts, message):
         calibration.read_images(tmp_path / "absent.rec", CARD, **counts)
 
 
+@pytest.mark.parametrize("judging, least", [(None, 32), ("others", 16)])
+def test_too_few_images_are_told_how_many_suffice(monkeypatch, judging, least):
+    monkeypatch.setattr(calibration, "_open", lambda source, card: range(least - 1))
+    with pytest.raises(UserError, match=f"needs at least {least} images, 'some' has {least - 1}"):
+        calibration.read_images("some", CARD, judging_source=judging)
+
+
 def test_comparison_by_hand():
     logits = np.array([[1, 0], [0, 1], [3, 0], [0, 2]], np.float32)
     other = logits.copy()

@@ -1,6 +1,5 @@
 """From outputs to detections of the file, several views of an image, COCO's AP and recall."""
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ def test_boxes_are_scaled_to_the_file_clipped_and_empty_ones_left_out():
 class Net:
     """Stands for a detector: knows one object of an image 40 pixels wide, by view."""
 
-    conventions = SimpleNamespace(nms=0.5, detections=100)
+    nms, rows = 0.5, 100
     mask_heads = [None]
 
     def __init__(self, boxes, masks):
@@ -77,6 +76,14 @@ def test_views_meet_in_one_nms_and_their_masks_are_averaged():
     np.testing.assert_allclose(found.masks, mask * 2 / 3, rtol=1e-6)
     np.testing.assert_allclose(np.concatenate(net.asked), [
         [4, 2, 14, 12], [8, 4, 28, 24], [26, 2, 36, 12]], rtol=1e-6)
+
+
+def test_views_meet_in_the_nms_that_was_set_last():
+    views = [View(np.zeros((3, 32, 64), np.float32), (20, 40), False)] * 3
+    net = Net([((4, 2, 14, 12), score) for score in (0.7, 0.9, 0.8)], [np.zeros((2, 2, 2))] * 3)
+    net.nms, net.rows = 1.0, 2
+    found = detect_views(net, views, (20, 40))
+    np.testing.assert_array_equal(found.scores, np.array([0.9, 0.8], np.float32))
 
 
 def test_mirroring_twice_changes_nothing():

@@ -54,6 +54,17 @@ def test_every_form_is_exported_and_found_equal(recipe, tmp_path):
     assert detection.read_card(tmp_path / "x") == card and len(card.sha256["params"]) == 64
 
 
+def test_the_card_counts_the_rows_that_the_network_returns(tmp_path):
+    net = network(FASTER)
+    net.set_nms(post_nms=3)
+    assert detection.card_of(net, FASTER.network).detections == 3
+    net.set_nms(nms_topk=2)
+    card = export_network(net, tmp_path / "x", detection.card_of(net, FASTER.network))
+    assert card.detections == 2
+    with pytest.raises(UserError, match="do not make a detector: for one image the output has"):
+        deployed.load_pair(tmp_path / "x", dataclasses.replace(card, detections=3))
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 64, 96), (3, 3, 80, 64)], ids=str)
 def test_the_files_compute_what_the_network_does_at_any_size_and_batch(exported, shape):
     net, prefix, card = exported

@@ -3,6 +3,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd, nd
+from mxnet.gluon import nn
 
 from gluon_resnest import zoo
 from gluon_resnest.errors import UserError
@@ -44,6 +45,14 @@ def test_once_the_stride_is_reached_stages_dilate(output_stride, strides, dilati
     assert [stage[0].dilation for stage in stages[1:]] == dilations
     last = [stage[-1].dilation for stage in stages[1:]]
     assert last == {32: [1, 1, 1], 16: [1, 1, 2], 8: [1, 2, 4]}[output_stride]
+
+
+def test_norms_are_the_published_ones_unless_told_otherwise():
+    norm = EfficientNet(TINY).bn1._kwargs
+    assert (norm["eps"], norm["momentum"]) == (1e-3, 0.99)
+    norm = EfficientNet(TINY, norm=norm_layer("batch", {"momentum": 0.5})).bn1._kwargs
+    assert (norm["eps"], norm["momentum"]) == (1e-3, 0.5)
+    assert EfficientNet(TINY, norm=norm_layer(nn.InstanceNorm)).bn1._epsilon == 1e-5
 
 
 def test_stochastic_depth_rises_from_zero():

@@ -61,7 +61,7 @@ def test_a_hybridized_network_is_explained_and_works_on():
     net.hybridize(static_alloc=True)
     before = net(nd.array(IMAGES)).asnumpy()
     np.testing.assert_allclose(explain(net, nd.array(IMAGES)).logits, before, rtol=1e-5, atol=1e-6)
-    net.hybridize(static_alloc=True)
+    assert net._active and ("static_alloc", True) in net._flags
     np.testing.assert_allclose(net(nd.array(IMAGES)).asnumpy(), before, rtol=1e-5, atol=1e-6)
 
 

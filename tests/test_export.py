@@ -341,6 +341,10 @@ def test_zoo_networks_take_their_classes_from_the_weights(tmp_path):
     loaded, card = trained.from_zoo("resnest_tiny", tmp_path / "w.params")
     assert card == Card("resnest_tiny", 3, 224)
     assert np.array_equal(answers(loaded, SHAPES[0]), answers(net, SHAPES[0]))
+    export.export_classifier(net, tmp_path / "x", card)
+    loaded, again = trained.from_zoo("resnest_tiny", tmp_path / "x-0000.params")
+    assert again == card
+    assert np.array_equal(answers(loaded, SHAPES[0]), answers(net, SHAPES[0]))
 
 
 def test_zoo_cards_hold_the_published_crop():

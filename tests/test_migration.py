@@ -73,7 +73,7 @@ def wrong_numbers(page):
 
 def test_the_python_on_the_page_runs():
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for block in blocks:
         exec(block, names)

@@ -7,7 +7,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
-from gluon_resnest.models.norm import STAGES, few_values, freeze_stages, norm_layer
+from gluon_resnest.models.norm import STAGES, few_values, freeze_stages, norm_layer, with_defaults
 from gluon_resnest.zoo import get_model
 
 
@@ -22,6 +22,17 @@ def test_batch_policy_is_batch_norm(policy):
     layer = norm_layer(policy, {"momentum": 0.5})(in_channels=3)
     assert type(layer) is nn.BatchNorm and layer._kwargs["momentum"] == 0.5
     assert layer.gamma.grad_req == "write"
+
+
+@pytest.mark.parametrize("policy", ["batch", "frozen", nn.BatchNorm])
+def test_what_the_user_says_of_norms_beats_the_networks_defaults(policy):
+    layer = with_defaults(norm_layer(policy, {"momentum": 0.5}), epsilon=0.1, momentum=0.7)()
+    assert (layer._kwargs["eps"], layer._kwargs["momentum"]) == (0.1, 0.5)
+
+
+def test_defaults_of_batch_norms_are_for_batch_norms_only():
+    norm = norm_layer(nn.InstanceNorm, {"epsilon": 0.2})
+    assert with_defaults(norm, epsilon=0.1, momentum=0.7)(in_channels=3)._epsilon == 0.2
 
 
 def test_frozen_policy_is_affine_in_training_and_learns_nothing(hybridize):
@@ -59,6 +70,20 @@ def test_as_many_stages_as_said_are_frozen(count):
     for name, param in net._collect_params_with_prefix().items():
         if "running" not in name:
             assert (param.grad_req == "null") is (name.split(".")[0] in frozen), name
+
+
+def test_stages_of_a_net_that_was_called_are_frozen_too(hybridize):
+    net = get_model("resnest_tiny", classes=3, dropblock=0.0)
+    net.initialize()
+    net.hybridize(hybridize)
+    x = nd.random.normal(shape=(2, 3, 32, 48))
+    with autograd.train_mode():
+        before = net(x).asnumpy()
+    freeze_stages(net, 5)
+    with autograd.train_mode():
+        training = net(x).asnumpy()
+    np.testing.assert_allclose(training, net(x).asnumpy(), rtol=1e-4, atol=1e-5)
+    assert abs(training - before).max() > 1e-3
 
 
 @pytest.mark.parametrize("network", ["resnest_tiny", "resnet18", "efficientnet_b0"])

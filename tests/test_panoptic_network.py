@@ -196,6 +196,16 @@ def test_an_exported_network_takes_any_size_and_batch(tmp_path):
             np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-3)
 
 
+def test_a_hybridized_network_hears_of_other_things_and_nms():
+    net, x = small(), images(1)
+    net.hybridize()
+    assert net(x)[0].shape == (1, 7, 1)
+    net.set_nms(nms_thresh=1.0, post_nms=9, score_thresh=0.0)
+    assert net(x)[0].shape == (1, 9, 1)
+    net.reset_class(["cow"], reuse_weights={"cow": "ant"})
+    assert net(x)[0].asnumpy().max() == 0 and net.detector.classes == ("cow",)
+
+
 def test_norms_of_the_heads_are_those_of_the_semantic_head():
     for norms, kind in (("sync", "SyncBatchNorm"), ("batch", "BatchNorm"), ("frozen", "NoneType")):
         net = panoptic("panoptic_fpn_resnest_tiny_coco", get_model, classes=2, stuff=3, norms=norms,
@@ -231,11 +241,17 @@ def test_the_zoo_knows_panoptic_networks():
     net = get_model("panoptic_cascade_fpn_resnest50_coco", classes=(("cat", "dog"), 3))
     assert net.detector.classes == ("cat", "dog") and net.stuff[2] == "stuff 2"
     assert len(net.detector.stages) == 3
+    net = get_model("panoptic_fpn_resnest_tiny_coco", classes=(np.int64(3), np.int64(2)))
+    assert net.detector.classes[2] == "class 2" and net.stuff == ("stuff 0", "stuff 1")
 
 
 @pytest.mark.parametrize("options, sentence", [
     (dict(classes=80), "things and stuff, got classes=80"),
     (dict(classes=(2, 0)), "number of kinds of stuff"),
+    (dict(classes=("person", "dog")), "number of kinds of stuff .* got 'dog'"),
+    (dict(classes=("person", 3)), "classes must be a whole number from 1 .* got 'person'"),
+    (dict(classes=(0, 5)), "classes must be a whole number from 1 .* got 0"),
+    (dict(classes=(-3, 5)), "classes must be a whole number from 1 .* got -3"),
     (dict(output_stride=8), "is a panoptic network, which has no output_stride")])
 def test_arguments_that_do_not_fit_are_sentences(options, sentence):
     with pytest.raises(UserError, match=sentence):

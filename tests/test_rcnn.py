@@ -282,6 +282,8 @@ def test_reset_class_keeps_what_is_reused(family):
     assert net(x)[0].asnumpy().max() <= 3
     with pytest.raises(UserError, match="class to reuse must be one of"):
         net.reset_class(["ant"], reuse_weights=["ant"])
+    with pytest.raises(UserError, match="classes must be a whole number .* got 'person'"):
+        net.reset_class("person")
 
 
 def test_frozen_stages_keep_statistics_and_weights():
@@ -378,6 +380,7 @@ def test_what_infers_is_fused_also_where_training_is_composed(tmp_path):
     (lambda: small(norms="group"), "norm of a detector must be one of batch, sync, frozen"),
     (lambda: small(norms=Norms("batch", "sync", "batch")), "needs the workers"),
     (lambda: detector("faster_rcnn_fpn", get_model), "expected a detector's name"),
+    (lambda: detector("faster_rcnn_fpn_resnest_tiny_coco", get_model, classes=()), "classes must"),
     (lambda: get_model("resnet50", deform_stages=(3,)), "for the ResNeSt family"),
     (lambda: get_model("resnest_tiny", deform_stages=(1,)), "among 2, 3, 4, 5"),
     (lambda: get_model("mask_rcnn_fpn_resnest14_coco", dilated=True), "which has no dilated")])

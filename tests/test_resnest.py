@@ -313,6 +313,16 @@ def test_reset_classifier_keeps_all_but_the_classifier(hybridize):
     close(net.features(x)[-1], features, 1e-6)
 
 
+def test_reset_classifier_keeps_the_type_and_refuses_what_is_no_count():
+    net = tiny()
+    net.cast("float16")
+    net.reset_classifier(7)
+    assert net.fc.weight.data().dtype == net.fc.bias.data().dtype == np.float16
+    with pytest.raises(UserError, match="classes must be a whole number from 1 .* got 0"):
+        net.reset_classifier(0)
+    assert net.fc.weight.shape[0] == 7
+
+
 @pytest.mark.parametrize("indices", [(1, 3), (0, 1)])
 def test_feature_extractor_gives_the_chosen_maps_and_needs_all_its_parameters(indices, hybridize):
     net = tiny()

@@ -302,6 +302,12 @@ def test_maps_without_features_only_are_refused():
         get_model("resnest_tiny", out_indices=(3,))
 
 
+@pytest.mark.parametrize("option", ["out_indices", "deform_stages"])
+def test_one_number_for_several_is_refused(option):
+    with pytest.raises(UserError, match=rf"{option} must be a tuple of numbers, got 3; give .3,."):
+        get_model("resnest_tiny", **{option: 3})
+
+
 def test_a_detector_takes_names_of_classes_as_its_page_says():
     assert get_model(KINDS["detector"], classes=("cat", "dog")).classes == ("cat", "dog")
     for classes in ((), "cat", ("cat", 1), 0):
@@ -328,8 +334,18 @@ def test_pretrained_loads_the_published_file(tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.HIDDEN, "resnest_tiny", entry)
     for pretrained in (True, sha1[:8]):
         loaded = get_model("resnest_tiny", pretrained=pretrained, root=str(tmp_path))
-        for mine, other in zip(loaded.collect_params().values(), net.collect_params().values()):
-            assert (mine.data() == other.data()).min().asscalar() == 1
+        assert_same_values(loaded, net)
+    loaded = get_model("resnest_tiny")
+    zoo.load_weights(loaded, "ResNeSt_Tiny", "published", root=tmp_path)
+    assert_same_values(loaded, net)
+    loaded = get_model("resnest_tiny")
+    zoo.load_backbone_weights(loaded, "ResNeSt_Tiny", root=tmp_path)
+    assert_same_values(loaded, net)
+
+
+def assert_same_values(net, other):
+    for mine, theirs in zip(net.collect_params().values(), other.collect_params().values()):
+        assert (mine.data() == theirs.data()).min().asscalar() == 1
 
 
 def test_pretrained_without_published_weights_says_so():

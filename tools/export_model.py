@@ -133,9 +133,7 @@ def deploy(net, card, plan, flags):
 def of_zoo(name, weights):
     """Returns (net, card) of a zoo name; without weights, the published ones."""
     from gluon_resnest.interop import detection, panoptic, pose, segmentation, trained
-    from gluon_resnest.zoo import POSE
-    for spells, task in ((lambda given: given.startswith(POSE), pose),
-                         (segmentation.is_segmenter, segmentation),
+    for spells, task in ((pose.is_pose, pose), (segmentation.is_segmenter, segmentation),
                          (detection.is_detector, detection), (panoptic.is_panoptic, panoptic)):
         if spells(name):
             return task.from_zoo(name, weights)

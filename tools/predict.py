@@ -124,8 +124,7 @@ def kind_of(network):
     """
     from gluon_resnest.interop import deployed, detection, panoptic, pose, segmentation
     from gluon_resnest.tasks import trained_run
-    from gluon_resnest.zoo import POSE
-    tasks = {pose.TASK: (lambda name: name.startswith(POSE), "pose network"),
+    tasks = {pose.TASK: (pose.is_pose, "pose network"),
              segmentation.TASK: (segmentation.is_segmenter, "segmentation network"),
              detection.TASK: (detection.is_detector, "detector"),
              panoptic.TASK: (panoptic.is_panoptic, "panoptic network")}

@@ -12,7 +12,9 @@ import mxnet as mx
 
 from gluon_resnest.errors import UserError, check_count
 from gluon_resnest.interop import operators
+from gluon_resnest.models.deform import fused_deformables
 from gluon_resnest.models.dropblock import without_dropblock
+from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 
 BYTES = 4                       # of a float32
 
@@ -165,7 +167,7 @@ def trace(net):
         handles += [block.register_forward_pre_hook(enter(path)),
                     block.register_forward_hook(leave)]
     try:
-        with without_dropblock(net):
+        with without_dropblock(net), fused_deformables(net), plain_batch_norm(net):
             outputs = net(mx.sym.var("data"))
     finally:
         while scopes:

@@ -34,7 +34,7 @@ WRAPPERS = ("state_dict", "model")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict")
 
 _LEGACY_HEAD = b"\x80\x02\x8a\x0a" + torch_file.LEGACY_MAGIC.to_bytes(10, "little")
-_PARAMS_HEAD = struct.pack("<Q", 0x112)
+_PARAMS_HEAD = struct.pack("<Q", params_file.LIST_MAGIC)
 _DAMAGE = (struct.error, zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError,
            OverflowError, MemoryError, NotImplementedError, RecursionError)
 

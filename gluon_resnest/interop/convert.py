@@ -61,6 +61,7 @@ def to_gluon(tensors: Dict[str, np.ndarray], *, model: Optional[str] = None, fil
     Raises:
       UserError: unknown layout or network, or the two sides do not match; lists both.
     """
+    model = model and model.lower()
     tensors, declared = undeclared({
         name[4:] if name.startswith(("arg:", "aux:")) else name: value
         for name, value in tensors.items()})
@@ -141,7 +142,7 @@ def recognise(tensors: Dict[str, np.ndarray], naming: torch_names.Naming) -> Lis
     """
     def shape(ours):
         theirs = naming.theirs(ours)
-        if theirs not in tensors or tensors[theirs].ndim != 4:
+        if theirs not in tensors or tensors[theirs].ndim != 4 or not tensors[theirs].size:
             raise UserError(f"{theirs} is absent or no convolution, so the file is no complete "
                             f"ResNeSt of the layout {naming.layout.name}; give --model to see what "
                             "is missing")

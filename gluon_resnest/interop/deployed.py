@@ -152,11 +152,15 @@ def read_card(prefix):
     """Returns the card of an exported pair, or None where there is no such file.
 
     Raises:
-      UserError: if it is damaged or of another format.
+      UserError: if it is damaged, of another task or of another format.
     """
     values, file = read_values(prefix), paths(prefix)[2]
     if values is None:
         return None
+    if task_of(prefix) != Card.task:
+        raise UserError(f"{str(file)!r} is no classifier's card, it says task="
+                        f"{task_of(prefix)!r:.80}; give as card what interop.pose, segmentation, "
+                        "detection or panoptic .read_card makes of it")
     again = _AGAIN
     fields = {field.name for field in dataclasses.fields(Card)}
     if not isinstance(values, dict) or values.get("format") != FORMAT or fields - set(values):
@@ -246,8 +250,8 @@ def load_pair(prefix, card, *, ctx=None, lower=None):
     try:
         return _block(graph, arrays, ctx or mx.cpu(), card, lower)
     except (mx.MXNetError, _Unfit) as error:
-        raise UserError(f"{str(symbol_file)!r} and {params_file.name!r} do not make a classifier: "
-                        f"{_first_line(error)}; export it again") from error
+        raise UserError(f"{str(symbol_file)!r} and {params_file.name!r} do not make a "
+                        f"{card.word}: {_first_line(error)}; export it again") from error
 
 
 def check_presence(prefix):

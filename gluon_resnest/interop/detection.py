@@ -87,7 +87,7 @@ def card_of(net, name, **fields):
     """Returns the `DetectionCard` of an `RCNN`; `fields` as there."""
     conventions = net.conventions
     return DetectionCard(
-        name, len(net.classes), conventions.detections, 28 if len(net.mask_heads) else 0,
+        name, len(net.classes), net.rows, 28 if len(net.mask_heads) else 0,
         mean=conventions.mean, std=conventions.std,
         **{"resize": resize_rule(conventions), **fields})
 
@@ -104,7 +104,7 @@ def read_card(prefix):
 
 def is_detector(name):
     """Returns whether a name spells a detector, {family}_fpn_{backbone}[_dcn]_{coco|lvis}."""
-    return parse(name.lower()) is not None
+    return parse(name) is not None
 
 
 def from_zoo(name, weights, *, ctx=None):

@@ -28,7 +28,7 @@ def explain(net, images):
     """Runs a classifier and looks inside (class activation maps: Zhou et al. 2016).
 
     Args:
-      net: `models.resnest.Backbone`; its graphs are traced anew afterwards.
+      net: `models.resnest.Backbone`; if it is hybridized, its graphs are traced anew afterwards.
       images: NDArray (N, 3, H, W), normalised.
 
     Returns:
@@ -40,6 +40,7 @@ def explain(net, images):
     if not isinstance(net, Backbone):
         raise UserError(f"expected a network of our zoo to explain, got {type(net).__name__}; give "
                         "its name with --weights, or a run directory")
+    active, flags = net._active, dict(net._flags)
     net.hybridize(False)                    # hooks see arrays only then
     kept, blocks = {}, dict(_attentions(net))
     hooks = [net.avgpool.register_forward_pre_hook(
@@ -53,6 +54,7 @@ def explain(net, images):
     finally:
         for hook in hooks:
             hook.detach()
+        net.hybridize(active, **flags)
     features, weight = kept["features"], net.fc.weight.data()
     activation = mx.nd.Convolution(features, weight.expand_dims(2).expand_dims(3), kernel=(1, 1),
                                    num_filter=len(weight), no_bias=True)

@@ -323,7 +323,7 @@ OPERATORS = {
     "_contrib_ModulatedDeformableConvolution": _Rule((5, 5), {
         **_PAIR, "dilate": _numbers(1, 64, (2,)), "num_filter": _numbers(1, 1 << 16),
         "num_group": _numbers(1, 1 << 16), "num_deformable_group": _numbers(1, 1 << 16),
-        "no_bias": _one_of("True")}, ("kernel", "num_filter", "num_deformable_group", "no_bias")),
+        "no_bias": _FLAG}, ("kernel", "num_filter", "num_deformable_group", "no_bias")),
     "_contrib_ROIAlign": _Rule((2, 2), {
         "pooled_size": _numbers(1, 64, (2,)), "spatial_scale": _real(1e-4, 1), "aligned": _FLAG,
         "sample_ratio": _numbers(-1, 16)}, ("pooled_size", "spatial_scale")),

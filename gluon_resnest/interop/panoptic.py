@@ -105,7 +105,7 @@ def card_of(net, name, **fields):
     """Returns the `PanopticCard` of a `PanopticFPN`; `fields` as there."""
     conventions = net.detector.conventions
     return PanopticCard(
-        name, len(net.detector.classes), len(net.stuff), detections=conventions.detections,
+        name, len(net.detector.classes), len(net.stuff), detections=net.detector.rows,
         mean=conventions.mean, std=conventions.std,
         **{"resize": resize_rule(conventions), **fields})
 
@@ -117,7 +117,7 @@ def read_card(prefix):
 
 def is_panoptic(name):
     """Returns whether a name spells a panoptic network."""
-    return detector_name(name.lower()) is not None
+    return detector_name(name) is not None
 
 
 def from_zoo(name, weights, *, ctx=None):

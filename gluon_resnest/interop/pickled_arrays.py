@@ -52,7 +52,7 @@ class TensorRef(NamedTuple):
         """Views the flat storage as this tensor, without a copy.
 
         Raises:
-          UserError: if the tensor reaches beyond the storage or repeats elements of it.
+          UserError: if the tensor reaches beyond the storage or has more elements than it.
         """
         numbers = (self.storage.offset, self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or len(self.shape) > 32 or any(

@@ -7,6 +7,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd
 
+from gluon_resnest import zoo
 from gluon_resnest.data import color
 from gluon_resnest.data import images as image_files
 from gluon_resnest.data import keypoints
@@ -228,6 +229,11 @@ def _box_array(rows):
     except (TypeError, ValueError):
         return None
     return boxes if np.isfinite(boxes).all() and (boxes[:, 2:] > 0).all() else None
+
+
+def is_pose(name):
+    """Returns whether a name spells a pose network, simple_pose_{backbone}."""
+    return name.lower().startswith(zoo.POSE)
 
 
 def from_zoo(name, weights, *, ctx=None):

@@ -8,11 +8,12 @@ import numpy as np
 
 from gluon_resnest import zoo
 from gluon_resnest.data import color
+from gluon_resnest.errors import UserError
 from gluon_resnest.interop import cards
 from gluon_resnest.interop.card_values import class_names, number, triple, whole
 from gluon_resnest.interop.task_predictor import TaskPredictor
 from gluon_resnest.interop.weights import load_parameters
-from gluon_resnest.models.segmentation import parse_name
+from gluon_resnest.models.segmentation import CLASSES, parse_name
 from gluon_resnest.models.whole_image import RULES, WholeImage
 
 TASK = "segmentation"
@@ -108,11 +109,19 @@ def from_zoo(name, weights):
 
     Returns:
       (net, card).
+
+    Raises:
+      UserError: if the name is unknown or names no data set, or the weights are not to be had or
+        do not fit.
     """
+    spelled = parse_name(name)
+    if spelled and not spelled.dataset:
+        raise UserError(f"{name!r} names no data set, which says how many classes there are; "
+                        f"expected {{head}}_{{backbone}}_{{data set}}, such as {name}_ade; "
+                        f"data sets are {', '.join(CLASSES)}")
     net = zoo.get_model(name, pretrained=weights is None)
     if weights is not None:
         load_parameters(net, weights)
-    spelled = parse_name(name.lower())
     base, crop = (2048, 768) if spelled.dataset == "citys" else (520, 480)
     return net.without_auxiliary(), SegmentationCard(name, spelled.classes, crop, base)
 

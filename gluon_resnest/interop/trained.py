@@ -51,7 +51,7 @@ def with_weights(name, weights, *, ctx=None):
 def zoo_card(name, classes):
     """Returns the card of a zoo name: crop, protocol and normalisation of its published weights."""
     try:
-        published = zoo.variant(name.lower()).weights
+        published = zoo.variant(name).weights
     except UserError:       # a name of GluonCV's
         published = None
     if published is None:
@@ -63,6 +63,7 @@ def zoo_card(name, classes):
 def _classes_of(weights):
     arrays = read_params(weights)
     for name in _CLASSIFIERS:
-        if name in arrays:
-            return len(arrays[name])
+        for saved in (name, "arg:" + name):     # the latter by an export
+            if saved in arrays:
+                return len(arrays[saved])
     return None

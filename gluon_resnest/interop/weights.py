@@ -15,13 +15,8 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnest.errors import UserError, nearest
+from gluon_resnest.params_file import ARRAY_V2, ARRAY_V3, DENSE, DTYPES, LIST_MAGIC
 
-# The format, from MXNet's NDArray::Save: a list header, arrays, then as many names.
-_LIST_MAGIC = 0x112
-_ARRAY_V2, _ARRAY_V3 = 0xF993FAC9, 0xF993FACA     # V3: written under NumPy shape semantics
-_DENSE = 0
-_DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32, 5: np.int8,
-           6: np.int64, 7: np.bool_}
 _CONVERT = "convert a file of another framework by `python tools/convert_weights.py FILE OUT`"
 _SHOWN = 10
 _CONVENTIONS = "conventions:"       # begins the name of an empty tensor that says a detector's
@@ -179,18 +174,18 @@ def _parse(data):
     def take_array():
         nonlocal at
         magic, storage = take("Ii")
-        if magic not in (_ARRAY_V2, _ARRAY_V3):
+        if magic not in (ARRAY_V2, ARRAY_V3):
             raise ValueError(f"no array begins at byte {at - 8}")
-        if storage != _DENSE:
+        if storage != DENSE:
             raise ValueError("it holds a sparse array")
         rank = take("i")
         if not 0 < rank <= 32:
             raise ValueError(f"it holds an array of {rank} dimensions")
         shape = [take("q") for _ in range(rank)]
         _, _, code = take("iii")                    # device type and number do not matter here
-        if code not in _DTYPES or min(shape) < 0:
+        if code not in range(len(DTYPES)) or min(shape) < 0:
             raise ValueError(f"it holds an array of type {code} and shape {tuple(shape)}")
-        dtype = np.dtype(_DTYPES[code])
+        dtype = np.dtype(DTYPES[code])
         count = math.prod(shape)
         if count * dtype.itemsize > len(data) - at:
             raise ValueError(f"an array of shape {tuple(shape)} does not fit in it")
@@ -207,7 +202,7 @@ def _parse(data):
         return data[at - length:at].decode()
 
     magic, _, count = take("QQQ")
-    if magic != _LIST_MAGIC:
+    if magic != LIST_MAGIC:
         raise ValueError("its first bytes are those of another format")
     arrays = [take_array() for _ in range(min(count, len(data)))]
     names = [take_name() for _ in range(take("Q"))]

@@ -1,5 +1,4 @@
 """EfficientNet-b0 to b7 (Tan and Le 2019), the paper's rival from architecture search."""
-import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from mxnet.gluon import nn
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.baselines import SqueezeExcitation
 from gluon_resnest.models.dropout import Dropout
-from gluon_resnest.models.norm import norm_layer
+from gluon_resnest.models.norm import norm_layer, with_defaults
 from gluon_resnest.models.resnest import Backbone, chain, stage_plan
 
 STEM, HEAD = 32, 1280
@@ -121,7 +120,7 @@ class EfficientNet(Backbone):
         stages = _plan(arch, output_stride)
         self.feature_channels = tuple(blocks[-1].channels for blocks in stages)
         self.feature_strides = tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
-        norm = functools.partial(norm, epsilon=1e-3, momentum=0.99)
+        norm = with_defaults(norm, epsilon=1e-3, momentum=0.99)
         final_drop = arch.final_drop if final_drop is None else final_drop
         stem, head = scaled(STEM, arch.width), scaled(HEAD, arch.width)
         inputs = (stem,) + self.feature_channels[:3]

@@ -56,12 +56,28 @@ def norm_layer(policy=None, norm_kwargs=None):
     return functools.partial(constructor, **norm_kwargs)
 
 
+def with_defaults(norm, **defaults):
+    """Returns a constructor whose batch norms have other defaults beneath what `norm` says.
+
+    Args:
+      norm: as `norm_layer` returns it; layers of other kinds are left as they are.
+    """
+    constructor = getattr(norm, "func", norm)
+    if constructor is not frozen_batch_norm and not (
+            isinstance(constructor, type) and issubclass(constructor, nn.BatchNorm)):
+        return norm
+    return functools.partial(norm, **{**defaults, **getattr(norm, "keywords", {})})
+
+
 STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 BEHIND = ("conv2", "bn2")       # what EfficientNet has between its last stage and the classifier
 
 
 def freeze_stages(backbone, count):
     """Freezes the first `count` stages of a backbone, the stem being the first; see `freeze`.
+
+    Graphs that were traced before are dropped. A hybridized block around the backbone keeps its
+    own, with the old norms: hybridize it again.
 
     Args:
       backbone: Block with the children of STAGES, and of BEHIND if it has such layers.
@@ -80,12 +96,14 @@ def freeze_stages(backbone, count):
         for name in BEHIND:
             if hasattr(backbone, name):
                 freeze(getattr(backbone, name))
+    if isinstance(backbone, nn.HybridBlock):
+        backbone._clear_cached_op()
 
 
 def freeze(block):
     """Makes every parameter of a block constant, and its batch norms use running statistics.
 
-    What is behind it in the backward pass is not computed.
+    What is behind it in the backward pass is not computed. Graphs of blocks inside are dropped.
     """
     for param in block.collect_params().values():
         param.grad_req = "null"
@@ -93,6 +111,8 @@ def freeze(block):
     def use_running_statistics(layer):
         if isinstance(layer, nn.BatchNorm):
             layer._kwargs["use_global_stats"] = True
+        if isinstance(layer, nn.HybridBlock):
+            layer._clear_cached_op()
 
     block.apply(use_running_statistics)
 

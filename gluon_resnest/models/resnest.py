@@ -6,7 +6,7 @@ from typing import Optional, Tuple
 import mxnet as mx
 from mxnet.gluon import nn
 
-from gluon_resnest.errors import UserError
+from gluon_resnest.errors import UserError, check_count
 from gluon_resnest.models.deform import DeformableConv2D
 from gluon_resnest.models.dropblock import DropBlock
 from gluon_resnest.models.dropout import Dropout
@@ -176,9 +176,15 @@ class Backbone(TwoGraphs):
         return chain(self.features(x)[-1], self.avgpool, self.flat, self.drop, self.fc)
 
     def reset_classifier(self, classes):
-        """Replaces the classifier by a fresh one, initialised if the old one was."""
+        """Replaces the classifier by a fresh one of the same type, initialised if the old one was.
+
+        Raises:
+          UserError: if `classes` is no length of logits.
+        """
+        check_count("classes", classes)
         old = self.fc
-        self.fc = nn.Dense(classes, in_units=old.weight.shape[1], prefix=old.prefix)
+        self.fc = nn.Dense(classes, in_units=old.weight.shape[1], dtype=old.weight.dtype,
+                           prefix=old.prefix)
         if old.weight._data is not None:
             self.fc.initialize(KAIMING, ctx=old.weight.list_ctx())
 

@@ -159,7 +159,8 @@ def segmenter(backbone, classes, *, head="deeplab", aux=True, norm=norm_layer(),
     check_choice("head", head, HEADS)
     maps = backbone.feature_channels, backbone.feature_strides
     if maps[1][3] not in (8, 16):
-        raise UserError(f"a segmentation network needs output_stride 8 or 16, got {maps[1][3]}")
+        raise UserError("a segmentation network needs a backbone whose last map has the stride 8 "
+                        f"or 16, got {maps[1][3]}; give another output_stride")
     options = {"norm": norm, "dropout": dropout}
     auxlayer = FCNHead(*maps, classes, level=2, prefix="auxlayer_", **options) if aux else None
     if head_channels:
@@ -198,8 +199,8 @@ _GRAMMAR = re.compile(f"({'|'.join(HEADS)})_(.+?)(?:_({'|'.join(CLASSES)}))?")
 
 
 def parse_name(name):
-    """Returns the `Name` that {head}_{backbone}[_{dataset}] spells, or None."""
-    spelled = _GRAMMAR.fullmatch(name)
+    """Returns the `Name` that {head}_{backbone}[_{dataset}] spells in any case, or None."""
+    spelled = _GRAMMAR.fullmatch(name.lower())
     if not spelled:
         return None
     head, backbone, dataset = spelled.groups()

@@ -45,6 +45,8 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
               pretrained_base=None, **others):
     """Builds a network by name; GluonCV's zoo answers for the names that are its own.
 
+    Two networks of a family in one Block are built in a name scope each (docs/migration.md).
+
     Args:
       name: see `variant`, or "simple_pose_" and such a name, or {head}_{such a name}[_{data set}]
         as in `models.segmentation.parse_name`, or a detector's as in
@@ -75,11 +77,13 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
       UserError: if the name is unknown or an argument does not fit; see `OPTIONS`.
     """
     name = name.lower()
+    out_indices = _numbers("out_indices", out_indices)
+    deform_stages = _numbers("deform_stages", deform_stages)
     options = dict(
         classes=classes, norm_layer=norm_layer, norm_kwargs=norm_kwargs, dilated=dilated,
         last_gamma=last_gamma, in_channels=in_channels, output_stride=output_stride,
         dropblock=dropblock, final_drop=final_drop, features_only=features_only,
-        out_indices=tuple(out_indices), aux=aux, deform_stages=tuple(deform_stages),
+        out_indices=out_indices, aux=aux, deform_stages=deform_stages,
         use_global_stats=use_global_stats, pretrained_base=pretrained_base, **others)
     kind = _kind(name)
     if kind not in ("detector", "panoptic network"):    # which may have names
@@ -108,8 +112,8 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
         net = pose_model(name[len(POSE):], dropblock=dropblock or 0.0, **norms)
     elif kind == "detector":
         net = detection.detector(
-            name, get_model, classes=_objects(classes), norms=norm_layer or "batch",
-            norm_kwargs=norm_kwargs, dropblock=dropblock or 0.0)
+            name, get_model, classes=None if classes == 1000 else classes,
+            norms=norm_layer or "batch", norm_kwargs=norm_kwargs, dropblock=dropblock or 0.0)
     elif kind == "panoptic network":
         things, stuff = _things_and_stuff(classes)
         net = panoptic.panoptic(
@@ -120,7 +124,7 @@ def get_model(name, pretrained=False, root=None, ctx=None, classes=1000, norm_la
             raise UserError(f"out_indices are the maps of features_only=True, got {out_indices!r} "
                             "without it; give both or neither")
         net = _classifier(
-            name, classes=classes, in_channels=in_channels, deform_stages=tuple(deform_stages),
+            name, classes=classes, in_channels=in_channels, deform_stages=deform_stages,
             output_stride=32 if output_stride is None else output_stride,
             norm=norm_constructor(norm_layer, norm_kwargs), zero_last_gamma=last_gamma,
             dropblock=dropblock, final_drop=final_drop)
@@ -143,6 +147,15 @@ def _kind(name):
     return "classifier" if is_named(name) else "network of GluonCV's"
 
 
+def _numbers(what, values):
+    """Returns an option of several numbers as a tuple."""
+    try:
+        return tuple(values)
+    except TypeError as error:
+        raise UserError(f"{what} must be a tuple of numbers, got {values!r}; give ({values!r},)"
+                        ) from error
+
+
 def _classifier(name, *, deform_stages, **options):
     """Builds a network of the table; `options` as in `models.resnest.ResNeSt`."""
     arch = variant(name).arch
@@ -152,16 +165,6 @@ def _classifier(name, *, deform_stages, **options):
             raise UserError(f"deform_stages is for the ResNeSt family, got {name!r}")
         arch = replace(arch, deform_stages=deform_stages)
     return build(arch, prefix="resnetv1f_" if "_fast_" in name else prefix, **options)
-
-
-def _objects(classes):
-    """Returns what `get_model`'s `classes` mean for a detector; None for those of its data set."""
-    if classes == 1000:
-        return None
-    if not (isinstance(classes, (tuple, list)) and classes
-            and all(isinstance(name, str) for name in classes)):
-        check_count("classes", classes)
-    return classes
 
 
 def _things_and_stuff(classes):
@@ -260,20 +263,24 @@ def load_backbone_weights(backbone, source, *, root=None, ctx=None):
     """
     from gluon_resnest.interop import store
     if is_named(source):
-        file = store.resolve(source, _published(source), True, root)
+        file = _resolved(source, True, root)
     else:
         file = store.fetch(source, root)
     load_backbone(backbone, file, ctx=ctx or mx.cpu())
 
 
 def _load(net, name, pretrained, root, ctx):
+    load_parameters(net, _resolved(name, pretrained, root), ctx=ctx or mx.cpu())
+
+
+def _resolved(name, pretrained, root):
+    """Returns the file published for a name; arguments as of `get_model`."""
     from gluon_resnest.interop import store
-    file = store.resolve(name, _published(name), pretrained, root)
-    load_parameters(net, file, ctx=ctx or mx.cpu())
+    return store.resolve(name.lower(), _published(name.lower()), pretrained, root)
 
 
 def _published(name):
-    """Returns the SHA-1 of the files published for a name, newest first."""
+    """Returns the SHA-1 of the files published for a name in lower case, newest first."""
     if parse_name(name) or name.startswith(POSE) or detection.parse(name) \
             or panoptic.detector_name(name):
         return SEGMENTERS.get(name, ())

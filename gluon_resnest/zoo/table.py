@@ -196,10 +196,12 @@ _GRAMMAR = re.compile(r"resnest(\d+)(_fast)?_(\d)s(\d+)x(\d+)d")
 def variant(name):
     """Returns the `Variant` of a name: a row of the table or resnest{depth}[_fast]_{r}s{g}x{w}d.
 
+    Case does not matter.
+
     Raises:
       UserError: if it is neither; names the nearest ones.
     """
-    known = {**VARIANTS, **HIDDEN}
+    name, known = name.lower(), {**VARIANTS, **HIDDEN}
     if name in known:
         return known[name]
     spelled = _GRAMMAR.fullmatch(name)
@@ -226,6 +228,7 @@ def is_same_network(name, other):
 
 def is_named(name):
     """Returns whether `variant` knows the name, or its grammar spells it."""
+    name = name.lower()
     return name in VARIANTS or name in HIDDEN or bool(_GRAMMAR.fullmatch(name))
 
 

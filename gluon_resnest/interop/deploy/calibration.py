@@ -54,7 +54,8 @@ def read_images(source, card, *, judging_source=None, calibration=128, judging=5
     share = len(order) if judging_source else len(order) // 2
     calibration = min(calibration, share) // BATCH * BATCH
     if not calibration:
-        raise UserError(f"calibration needs at least {2 * BATCH} images, {str(source)!r} has "
+        least = BATCH if judging_source else 2 * BATCH
+        raise UserError(f"calibration needs at least {least} images, {str(source)!r} has "
                         f"{len(dataset)}; give more images of the kind the network will see")
     ranges = tuple(_batches(dataset, order[:calibration]))
     if judging_source:

@@ -106,6 +106,9 @@ def _load_onnx(prefix, record, card, device):
 
 def _load_mxnet(prefix, record, card, device):
     ctx = mx.Context(*_device(device))
+    if ctx.device_type == "gpu" and ctx.device_id >= mx.context.num_gpus():
+        raise UserError(f"MXNet sees {mx.context.num_gpus()} GPUs here, got device {device!r}; "
+                        "give cpu, or install the build for NVIDIA's GPUs")
 
     def lower(symbol, args, auxiliary):
         if ctx.device_type == "cpu":

@@ -1,5 +1,4 @@
 """Detectors by name: a backbone in, the finished network out."""
-import functools
 import re
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Optional, Union
@@ -7,10 +6,10 @@ from typing import Callable, NamedTuple, Optional, Union
 from gluon_resnest.errors import UserError, check_choice, nearest
 from gluon_resnest.models.detection.conventions import conventions as conventions_of
 from gluon_resnest.models.detection.fpn import FPN, FeaturePyramid
-from gluon_resnest.models.detection.rcnn import BOX_SIZE, RCNN
+from gluon_resnest.models.detection.rcnn import BOX_SIZE, RCNN, names_of
 from gluon_resnest.models.detection.roi_heads import BoxHead, BoxPredictor, BoxStage, MaskHead
 from gluon_resnest.models.detection.rpn import RPNHead
-from gluon_resnest.models.norm import freeze_stages, norm_layer
+from gluon_resnest.models.norm import freeze_stages, norm_layer, with_defaults
 
 FAMILIES = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 BACKBONES = ("resnest14", "resnest26", "resnest50", "resnest101", "resnest200", "resnest269",
@@ -71,9 +70,10 @@ class Name(NamedTuple):
 def parse(name):
     """Returns the `Name` that {family}_fpn_{backbone}[_dcn]_{coco|lvis} spells, or None.
 
-    A plain ResNet is the paper's form: it strides in the first 1x1 convolution of a bottleneck.
+    Case does not matter. A plain ResNet is the paper's form: it strides in the first 1x1
+    convolution of a bottleneck.
     """
-    found = _GRAMMAR.fullmatch(name)
+    found = _GRAMMAR.fullmatch(name.lower())
     if not found:
         return None
     family, backbone, deformable, dataset = found.groups()
@@ -104,8 +104,8 @@ def detector(name, get_model, *, classes=None, norms="batch", norm_kwargs=None, 
     stages = {"deform_stages": (3, 4, 5)} if found.deformable else {}
     backbone = get_model(found.backbone, norm_layer=norms.backbone, norm_kwargs=norm_kwargs,
                          dropblock=dropblock, features_only=True, **stages)
-    return rcnn(found.family, backbone, classes=classes or CLASSES[found.dataset], norms=norms,
-                norm_kwargs=norm_kwargs, **options)
+    return rcnn(found.family, backbone, norms=norms, norm_kwargs=norm_kwargs,
+                classes=CLASSES[found.dataset] if classes is None else classes, **options)
 
 
 def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", norms=NORMS["batch"],
@@ -130,12 +130,11 @@ def rcnn(family, backbone, *, classes=COCO_CLASSES, conventions="detectron2", no
     check_choice("detector family", family, FAMILIES)
     check_choice("box head", box_head, tuple(BOX_HEADS))
     norms, conventions = norms_of(norms), conventions_of(conventions)
-    if isinstance(classes, int):
-        classes = tuple(f"class {number}" for number in range(classes))
+    classes = names_of("classes", classes)
     cascade, masks = family.startswith("cascade"), "mask" in family
     fpn_norm = norm_layer(norms.fpn, norm_kwargs) if norms.fpn and conventions.fpn_norm else None
     if fpn_norm and conventions.fpn_norm_eps:
-        fpn_norm = functools.partial(fpn_norm, epsilon=conventions.fpn_norm_eps)
+        fpn_norm = with_defaults(fpn_norm, epsilon=conventions.fpn_norm_eps)
     head_norm = norm_layer(norms.heads, norm_kwargs) if norms.heads else None
     mask_norm = head_norm if norms.masks == "heads" else (
         norm_layer(norms.masks, norm_kwargs) if norms.masks else None)

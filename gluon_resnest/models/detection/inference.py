@@ -77,7 +77,7 @@ def detect_views(net, views, original, *, ctx=None):
         each.append(found._replace(
             boxes=mirrored(found.boxes, original[1]) if view.flipped else found.boxes))
     boxes, classes, scores = (np.concatenate(part) for part in list(zip(*each))[:3])
-    kept = suppress(boxes, classes, scores, net.conventions.nms)[:net.conventions.detections]
+    kept = suppress(boxes, classes, scores, net.nms)[:net.rows]
     boxes, classes, scores = boxes[kept], classes[kept], scores[kept]
     if not len(net.mask_heads) or not len(kept):
         return Found(boxes, classes, scores, each[0].masks)

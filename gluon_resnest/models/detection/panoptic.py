@@ -6,8 +6,9 @@ import re
 
 from mxnet import nd
 
-from gluon_resnest.errors import UserError, check_count, nearest
+from gluon_resnest.errors import UserError, nearest
 from gluon_resnest.models.detection.build import COCO_CLASSES, detector, norms_of
+from gluon_resnest.models.detection.rcnn import CANDIDATES, names_of
 from gluon_resnest.models.detection.semantic_head import (
     LEVELS, SemanticHead, semantic_loss, upsampled)
 from gluon_resnest.models.detection.sized import SizedImages, sizes_of
@@ -64,6 +65,16 @@ class PanopticFPN(SizedImages):
         """The detector's `Conventions`."""
         return self.detector.conventions
 
+    def set_nms(self, nms_thresh=0.5, nms_topk=CANDIDATES, post_nms=100, *, score_thresh=None):
+        """Changes the final post-processing of the detector; see `RCNN.set_nms`."""
+        self.detector.set_nms(nms_thresh, nms_topk, post_nms, score_thresh=score_thresh)
+        self._clear_cached_op()
+
+    def reset_class(self, classes, reuse_weights=None):
+        """Replaces the layers that know the classes of things; see `RCNN.reset_class`."""
+        self.detector.reset_class(classes, reuse_weights)
+        self._clear_cached_op()
+
     def losses(self, images, sizes, objects, rngs, labels, *counted):
         """Returns the losses of one batch by name; see `training.losses`.
 
@@ -97,9 +108,9 @@ class PanopticFPN(SizedImages):
 def detector_name(name):
     """Returns the name of the detector in {panoptic|panoptic_cascade}_fpn_{backbone}[_dcn]_coco.
 
-    None if `name` does not spell a panoptic network.
+    None if `name`, in any case, does not spell a panoptic network.
     """
-    found = _GRAMMAR.fullmatch(name)
+    found = _GRAMMAR.fullmatch(name.lower())
     return FAMILIES[found.group(1)] + found.group(2) if found else None
 
 
@@ -125,9 +136,7 @@ def panoptic(name, get_model, *, classes=COCO_CLASSES, stuff=COCO_STUFF, semanti
     if inner is None:
         raise UserError(f"expected a panoptic network's name such as panoptic_fpn_resnest50_coco, "
                         f"got {name!r}{nearest(name, NAMES)}")
-    if isinstance(stuff, int):
-        check_count("the number of kinds of stuff", stuff)
-        stuff = tuple(f"stuff {number}" for number in range(stuff))
+    stuff = names_of("the number of kinds of stuff", stuff, word="stuff")
     norms = norms_of(norms)
     found = detector(inner, get_model, classes=classes, norms=norms, norm_kwargs=norm_kwargs,
                      **options)

@@ -4,7 +4,7 @@ Ren et al. 2015; He et al. 2017; Cai and Vasconcelos 2018; on a pyramid, Lin et 
 """
 from mxnet import nd
 
-from gluon_resnest.errors import UserError, check_choice
+from gluon_resnest.errors import UserError, check_choice, check_count
 from gluon_resnest.models.detection import boxes as box
 from gluon_resnest.models.detection import training
 from gluon_resnest.models.detection.conv_norm import block_list
@@ -25,7 +25,7 @@ _CANDIDATES_PER_DETECTION = 30      # at least: LVIS keeps 300
 class RCNN(SizedImages):
     """Two-stage detector; any image size and any batch size, also in exported files.
 
-    Called with images (N, 3, H, W), it returns, best first, with D = `detections` rows each:
+    Called with images (N, 3, H, W), it returns, best first, with D = `rows` rows each:
 
       ids (N, D, 1): classes 0..K-1, -1 where there is no further detection;
       scores (N, D, 1): in [0, 1], -1 as above;
@@ -46,6 +46,7 @@ class RCNN(SizedImages):
 
     Attributes:
       conventions, classes, features, rpn, stages, mask_heads: as given.
+      nms: see `set_nms`, whose last `nms_thresh` it is.
     """
 
     def __init__(self, features, rpn, stages, *, classes, conventions, mask_heads=(),
@@ -85,23 +86,33 @@ class RCNN(SizedImages):
         if not 0 < nms_thresh <= 1 or nms_topk < 1 or post_nms < 1:
             raise UserError(f"expected an IoU in (0, 1] and counts of at least 1, got nms_thresh="
                             f"{nms_thresh}, nms_topk={nms_topk}, post_nms={post_nms}")
-        self._nms, self._candidates, self._detections = nms_thresh, nms_topk, post_nms
+        self.nms, self._candidates, self._detections = nms_thresh, nms_topk, post_nms
         self._score_threshold = (self.conventions.score_threshold if score_thresh is None
                                  else score_thresh)
         self._clear_cached_op()
+
+    @property
+    def rows(self):
+        """How many detections of an image are returned, those that are not there included."""
+        return min(self._detections, self._pairs)
+
+    @property
+    def _pairs(self):
+        """How many pairs of a box and a class enter the NMS."""
+        return min(self._candidates, self._proposals * len(self.classes))
 
     def reset_class(self, classes, reuse_weights=None):
         """Replaces the layers that know the classes (GluonCV's name), before fine-tuning.
 
         Args:
-          classes: names of the new classes.
+          classes: names of the new classes, or their number.
           reuse_weights: new classes that keep the weights of old ones: names that both have, or
             {new name: old name}. None begins afresh. The background is kept if any class is.
 
         Raises:
-          UserError: if a name to reuse is unknown.
+          UserError: if there are no such classes, or a name to reuse is unknown.
         """
-        classes = tuple(classes)
+        classes = names_of("classes", classes)
         reuse = reuse_weights or {}
         reuse = dict(reuse) if isinstance(reuse, dict) else {name: name for name in reuse}
         for names, known in ((reuse, classes), (reuse.values(), self.classes)):
@@ -194,16 +205,15 @@ class RCNN(SizedImages):
         """Returns ids, scores and bboxes after NMS within each class."""
         classes = len(self.classes)
         scores = F.reshape(probabilities, shape=(0, -1))                          # (N, P * K)
-        count = min(self._candidates, self._proposals * classes)
-        scores, index = F.topk(scores, k=count, axis=1, ret_typ="both")
+        scores, index = F.topk(scores, k=self._pairs, axis=1, ret_typ="both")
         roi = F.floor(index / classes)
         ids = index - roi * classes
         row = roi if self.stages[-1].predictor.agnostic else index
         rows = box.take_rows(F, F.reshape(boxes, shape=(0, -1, 4)), row)
         rows = F.concat(F.expand_dims(ids, axis=2), F.expand_dims(scores, axis=2), rows, dim=2)
-        kept = F.contrib.box_nms(rows, overlap_thresh=self._nms, valid_thresh=self._score_threshold,
+        kept = F.contrib.box_nms(rows, overlap_thresh=self.nms, valid_thresh=self._score_threshold,
                                  id_index=0, score_index=1, coord_start=2)
-        kept = F.slice_axis(kept, axis=1, begin=0, end=min(self._detections, count))
+        kept = F.slice_axis(kept, axis=1, begin=0, end=self.rows)
         return (F.slice_axis(kept, axis=2, begin=0, end=1),
                 F.slice_axis(kept, axis=2, begin=1, end=2),
                 F.slice_axis(kept, axis=2, begin=2, end=6))
@@ -216,3 +226,16 @@ class RCNN(SizedImages):
         masks = F.reshape_like(F.expand_dims(F.add_n(*masks) / len(masks), axis=0), ids,
                                lhs_begin=0, lhs_end=2, rhs_begin=0, rhs_end=2)
         return F.broadcast_mul(masks, F.expand_dims(ids >= 0, axis=3))
+
+
+def names_of(what, classes, word="class"):
+    """Returns a tuple of names, as given or, for a number of classes, "{word} 0", "{word} 1", ...
+
+    Raises:
+      UserError: if `classes` are neither names nor a number from 1 on; `what` says whose they are.
+    """
+    if isinstance(classes, (tuple, list)) and classes \
+            and all(isinstance(name, str) for name in classes):
+        return tuple(classes)
+    check_count(what, classes)
+    return tuple(f"{word} {number}" for number in range(classes))
