@@ -351,7 +351,7 @@ def test_a_mistake_before_the_first_checkpoint_does_not_claim_the_workdir(capsys
 
 
 @pytest.mark.parametrize("flag", ["--log-every", "--keep"])
-@pytest.mark.parametrize("word", ["0", "-1", "some"])
+@pytest.mark.parametrize("word", ["0", "-1", "some", "\u00b2"])
 def test_counts_must_be_positive(capsys, flag, word):
     code, _, err = run(capsys, flag, word)
     assert code == 2 and "a whole number of at least 1" in err

@@ -30,7 +30,7 @@ def displays(step, total, lines, directory):
 
 
 def evaluating(steps, length, comm):
-    """Yields the `length` steps of a worker's evaluation, each a sign of life; the main one's bar."""
+    """Yields the `length` steps of a worker's evaluation, each a sign of life, beside a bar."""
     from tqdm import tqdm
     for step in tqdm(steps, "evaluating", length, leave=False,
                      disable=None if comm.is_main else True):
