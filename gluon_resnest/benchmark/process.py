@@ -130,6 +130,8 @@ class Process:
     def _read(self):
         try:
             line = self._stream.readline()
+        except ConnectionError:
+            line = ""
         except OSError:
             raise self._failure(f"said nothing for {self._patience:g} s") from None
         if not line:
