@@ -25,7 +25,7 @@ demo: setup
 
 # Without restarts: behind a worker that crashed and was replaced, loadfile waits for ever.
 test: setup $(WHEEL)
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest --quiet --durations=10 \
+	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/build/site" $(BIN)/pytest --quiet --durations=10 \
 	    --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 lint: $(PACKAGES)

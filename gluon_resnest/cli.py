@@ -184,6 +184,6 @@ def _entries(recipes, task_class):
 
 def _positive(word):
     """Reads a flag's whole number of at least 1; argparse reports what is wrong with another."""
-    if not word.isdigit() or int(word) < 1:
+    if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {word!r}")
     return int(word)

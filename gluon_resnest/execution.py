@@ -27,7 +27,8 @@ _PATHS = ("train", "val", "weights", "_annotations", "_images", "_panoptic", "de
 def execute(recipe, run, task_class):
     """Trains, or only evaluates, what `cli.parse` returned; returns the content of result.json.
 
-    A run stopped by SIGTERM or SIGINT exits with 143 or 130, when it is saved.
+    A run stopped by SIGTERM or SIGINT exits with 143 or 130, when it is saved. The environment is
+    the caller's: `cli.main` sets DETERMINISTIC_ENVIRONMENT where `run.deterministic` asks for it.
     """
     from gluon_resnest.engine.comm import connect
     from gluon_resnest.engine.stopping import Stopped
@@ -144,6 +145,7 @@ def evaluate(recipe, run, task, comm):
     Writes result.json, or evaluation.json beside the result of a training run.
     """
     from gluon_resnest.engine.checkpoints import Checkpoints
+    from gluon_resnest.engine.heartbeat import Heart
     workdir = Path(run.workdir) if run.workdir else None
     trained = comm.on_main(lambda: is_training(workdir))
     judges_file = getattr(run, "results", None)         # of a task that can; no network runs
@@ -154,6 +156,7 @@ def evaluate(recipe, run, task, comm):
     if workdir is not None and not trained:
         comm.on_main(lambda: _claim(workdir, recipe, run))
     began = time.monotonic()
+    Heart(comm.rank).beat("evaluation", 0)
     metrics = task.evaluate()
     seconds = time.monotonic() - began
     if hasattr(task, "report"):

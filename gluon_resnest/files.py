@@ -17,7 +17,9 @@ def write_whole(path, content, advice="choose a writable folder with space"):
       UserError: if it cannot be written; what was there before is still there.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    if not path.name:
+        raise UserError(f"cannot write {str(path)!r}: it is no name of a file; {advice}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")      # two writers do not mix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

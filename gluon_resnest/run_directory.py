@@ -1,4 +1,5 @@
 """A run directory: the names of its files, what its config.json says, and whose it is."""
+import contextlib
 import dataclasses
 import json
 import operator
@@ -75,6 +76,8 @@ def read_recipe(directory, recipe_class, advice, *, named=None):
 def claim(directory, recipe, *, model, data, resume):
     """Takes a directory for this process's run; writes config.json, or checks the one there.
 
+    With another config.json go the results that were there.
+
     Args:
       directory: path; it is made.
       recipe: of the run. model: its name among the recipes.
@@ -95,6 +98,9 @@ def claim(directory, recipe, *, model, data, resume):
     occupy(directory)
     path = directory / CONFIG
     if not path.exists() or not is_training(directory):
+        for result in ("result.json", "evaluation.json"):       # of what was there
+            with contextlib.suppress(FileNotFoundError):
+                (directory / result).unlink()
         write_whole(path, json.dumps({
             "model": model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
             "data": data, **_program()}, indent=1) + "\n")

@@ -2,6 +2,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -174,6 +175,15 @@ def test_only_equal_precisions_are_compared():
     (["train", "--workers", "1", "--vs", "timm"], "--workers and --paper compare ours with ours"),
     (["train", "--horovod", "64:5"], "must be pairs of MB and ms .* '64:5' with 1 worker"),
     (["data", "--data", "no/such"], "--data must be a folder .* got 'no/such'"),
+    (["infer", "--threads", "-2"], "--threads must be positive, got -2"),
+    (["infer", "--engine", "mxnet"], "--engine is what runs the file of --deployed"),
+    (["infer", "--json", "no/such/x.json"], "--json no/such/x.json cannot be written"),
+    (["infer", "--plot", "no/such/x.png"], "cannot write 'no/such/x.png'"),
+    (["train", "--workers", "1,1", "--threads", "1"], "several rows .* called '1 worker.s.'"),
+    (["train", "--paper", "cifar1", "--workers", "1,2", "--threads", "1"],
+     "several rows would be called 'resnet14_0s1x64d'"),
+    (["train", "--workers", "2", "--threads", "1", "--horovod", "64:5,64:5"],
+     "several rows would be called '64 MB, 5 ms'"),
 ])
 def test_impossible_commands_are_refused_in_one_sentence(words, message, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -214,6 +224,12 @@ def test_workers_have_cpus_of_their_own(monkeypatch):
     assert entries[2].label == rounds.PEAK and entries[2].job["threads"] == 4
 
 
+def test_several_workers_need_horovod(monkeypatch):
+    monkeypatch.setattr(TOOL.sys, "executable", "no/such/python")
+    with pytest.raises(UserError, match="--workers 2 needs no/such/horovodrun, which is not"):
+        TOOL.worker_counts("2", 4)
+
+
 def test_settings_of_horovod_are_rows():
     flags = TOOL.parse(["train", "--workers", "2", "--threads", "1", "--horovod", "64:5,16:1"])
     first, second, peak = TOOL.entries_of(flags, print)
@@ -241,6 +257,12 @@ def test_between_turns_everything_stands_still(tmp_path, monkeypatch):
                 time.sleep(0.01)
             assert below and states_of(below) == {"T"}
             assert started.turn(0.01).wall > 0
+        for each in below:
+            os.kill(each, signal.SIGKILL)
+        while states_of(below) != {"Z"}:        # the launcher stands still and does not bury them
+            time.sleep(0.01)
+        with pytest.raises(UserError, match="peak ended; the last it printed"):
+            started.turn(0.01)
     assert not any(Path(f"/proc/{each}").exists() for each in below)
 
 
@@ -280,7 +302,7 @@ def test_openvino_calibrates_on_the_batch_its_network_was_written_for(monkeypatc
 def test_real_run(tmp_path):
     """The command as a user calls it; the machine may be busy, so all rounds count."""
     command = [sys.executable, str(ROOT / "tools/benchmark.py"), "infer", "--model", "resnest14",
-               "--size", "32", "--batch", "2", "--threads", "1", "--seconds", "0.05", "--rounds",
+               "--size", "32", "--batch", "2", "--seconds", "0.05", "--rounds",
                "3", "--minutes", "2", "--limit", "99", "--vs", "timm", "--peers-python",
                "no/such/python", "--json", str(tmp_path / "found.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=str(ROOT))
@@ -289,6 +311,7 @@ def test_real_run(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     row, = found["rows"]
     assert row["competitor"] == "ours" and row["versions"]["mxnet"] == "1.9.1"
+    assert found["settings"]["threads"] == len(os.sched_getaffinity(0))
     assert 0 < row["cpu_seconds"] < 60
     assert 0 < row["share_of_peak"] < 50        # the peak was probed in other moments
     assert row["images_per_second"] == pytest.approx(2 / row["seconds"])

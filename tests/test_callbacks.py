@@ -66,6 +66,8 @@ def test_a_trace_names_the_operators_of_its_steps_only(steps, traced, tmp_path):
 def test_a_trace_without_directory_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="there is no directory .*absent; make it first"):
         Profile(tmp_path / "absent/trace.json")
+    with pytest.raises(UserError, match="is a directory; give the name of a file in it"):
+        Profile(tmp_path)
 
 
 def test_wandb_gets_the_numbers_of_the_log(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 
 from gluon_resnest import cli, execution, provenance, run_directory
 from gluon_resnest.data.recordio import RecordWriter
-from gluon_resnest.engine import occupied
+from gluon_resnest.engine import heartbeat, occupied
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
 from gluon_resnest.tasks.classification import Classification
@@ -117,6 +117,21 @@ def test_evaluation_of_a_parameter_file_equals_that_of_its_run(capsys, tmp_path,
     assert code == 0
     ours = json.loads((tmp_path / "other/result.json").read_text())["measured"]
     assert ours == json.loads((tmp_path / "run/result.json").read_text())["measured"]
+
+    recipe = dataclasses.replace(next(iter(RECIPES.values())), seed=3)
+    run_directory.claim(tmp_path / "other", recipe, model="x", data={}, resume="auto")
+    assert not (tmp_path / "other/result.json").exists()        # that of another run
+
+
+def test_each_batch_of_an_evaluation_is_a_sign_of_life(capsys, tmp_path, rec, monkeypatch):
+    monkeypatch.setattr(heartbeat, "_end_with", lambda lease: None)
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run")
+    code, _, err = run(capsys, *TINY, "--rec-val", rec, "--eval-batch", "4", "--eval-only",
+                       "--workdir", tmp_path / "run")
+    assert code == 0, err
+    beat = heartbeat.beats(tmp_path)[0]
+    assert (beat.phase, beat.beats) == ("evaluation", 1 + 3)    # ten images
 
 
 def test_config_json_starts_the_same_run(capsys, tmp_path, rec):
@@ -336,7 +351,7 @@ def test_a_mistake_before_the_first_checkpoint_does_not_claim_the_workdir(capsys
 
 
 @pytest.mark.parametrize("flag", ["--log-every", "--keep"])
-@pytest.mark.parametrize("word", ["0", "-1", "some"])
+@pytest.mark.parametrize("word", ["0", "-1", "some", "\u00b2"])
 def test_counts_must_be_positive(capsys, flag, word):
     code, _, err = run(capsys, flag, word)
     assert code == 2 and "a whole number of at least 1" in err

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gluon_resnest.errors import MissingExtra, UserError, check_choice, check_count
+from gluon_resnest.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = """
@@ -89,3 +90,18 @@ def test_choices_and_counts_are_checked():
     for wrong in (0, -1, 1 << 31, 2.0, "3", None):
         with pytest.raises(UserError, match="classes must be a whole number from 1 to 2147483647"):
             check_count("classes", wrong)
+
+
+@pytest.mark.parametrize("path", [".", "", "/"])
+def test_a_folder_is_no_name_of_a_file(path):
+    with pytest.raises(UserError, match="it is no name of a file; choose a writable folder"):
+        write_whole(path, "")
+
+
+def test_two_writers_do_not_write_the_same_part(tmp_path, monkeypatch):
+    parts = []
+    monkeypatch.setattr(os, "replace", lambda part, path: parts.append(Path(part)))
+    for number in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda: number)
+        write_whole(tmp_path / "x", str(number))
+    assert [part.read_text() for part in parts] == ["1", "2"]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from gluon_resnest.engine import heartbeat
+from gluon_resnest.engine.comm import Comm
 from gluon_resnest.engine.heartbeat import VARIABLE, Heart, Outcome, beats, outcomes, reported
+from gluon_resnest.engine.progress import evaluating
 from gluon_resnest.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +36,20 @@ def test_read_inverts_beat(tmp_path, monkeypatch):
     assert found[0] == heartbeat.Beat(os.getpid(), socket.gethostname(), "saving", 7, 9, 4,
                                       {"start": 2.0, "step": 2.5})
     assert found[3].means == {} and set(found) == {0, 3}
+
+
+def test_a_phase_that_goes_on_is_a_sign_of_life_and_one_phase(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Heart, "last", None)
+    heartbeat.alive()                                        # nobody listens
+    heart = Heart(1, {VARIABLE: str(tmp_path)})
+    heart.beat("evaluation", 7)
+    for _ in evaluating("ab", 2, Comm()):
+        now[0] += 3
+    assert (beats(tmp_path)[1].phase, beats(tmp_path)[1].beats) == ("evaluation", 3)
+    heart.beat("writing", 7)
+    assert beats(tmp_path)[1].means == {"evaluation": 6.0}
 
 
 def test_without_a_supervisor_nothing_is_written(tmp_path, monkeypatch):

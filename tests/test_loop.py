@@ -321,9 +321,10 @@ def test_a_finished_run_is_not_trained_again(undisturbed, tmp_path):
     assert summary == Summary(first.best, first.best_step, first.metrics, first.seconds, 0.0)
 
 
-def test_best_is_the_first_highest_value(tmp_path):
+@pytest.mark.parametrize("first", [0.2, math.nan])
+def test_best_is_the_first_highest_value(first, tmp_path):
     class Scored(Toy):
-        scores = iter([0.2, 0.7, 0.7, 0.1])
+        scores = iter([first, 0.7, 0.7, 0.1])
 
         def evaluate(self):
             return {"score": next(self.scores)}

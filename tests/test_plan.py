@@ -113,6 +113,8 @@ def test_a_workload_counts_what_the_network_has():
     ("workers=x", "--plan needs a number for workers, got 'x'"),
     ("workers=64", "needs images_per_second above 0, got 0; give the speed of one device"),
     ("images_per_second=9,workers=0", "needs workers above 0, got 0"),
+    ("images_per_second=9,workers=0.5", "needs a whole number for workers, got 0.5"),
+    ("images_per_second=9,images=inf", "needs a whole number for images, got inf"),
     ("images_per_second=9,bandwidth=nan", "needs bandwidth above 0, got nan")])
 def test_wrong_words_are_a_sentence(text, message):
     with pytest.raises(UserError, match=message):

@@ -295,6 +295,8 @@ def test_predict_refuses_a_wrong_checksum(deploy, photos, tmp_path, capsys):
     (["--model", "resnest_tiny", "--weights", "{weights}", "--out", "{weights}/x"],
      "choose a prefix in a writable folder"),
     (["--model", "resnest14", "--weights", "{weights}", "--out", "{tmp}/x"], "does not fit"),
+    (["--model", "unknown", "--out", "{tmp}/x", "--min-agreement", "0.5"],
+     "--min-agreement belongs to a deploy graph; add --target mxnet or onnx"),
     (["--model", "unknown", "--out", "{tmp}/x", "--target", "onnx", "--judging", "{tmp}"],
      "--judging takes the place of some images of --calibration; add --calibration"),
     (["--model", "unknown", "--out", "{tmp}/x", "--target", "mxnet", "--judging-images", "0"],

@@ -131,9 +131,10 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     assert "step 20, epoch 2: top1 20, top1_hits 60" in shown.out
 
 
-@pytest.mark.parametrize("text", ["no json\n{}\n", "[1]\n", '{"kind": "training"}\n', "3\n3\n"])
+@pytest.mark.parametrize("text", [
+    b"no json\n{}\n", b"[1]\n", b'{"kind": "training"}\n', b"3\n3\n", b'{"kind": "\xe9"}\n{}\n'])
 def test_a_foreign_log_is_a_sentence(text, tmp_path):
-    (tmp_path / "log.jsonl").write_text(text)
+    (tmp_path / "log.jsonl").write_bytes(text)
     with pytest.raises(UserError, match="line 1 of .*log.jsonl is not one of a training log; move"):
         run_log(tmp_path).begin(0)
 

@@ -3,6 +3,7 @@ import importlib.util
 import os
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def command_line(recipe, monkeypatch):
 def test_the_program_of_a_row_is_what_its_file_runs(monkeypatch):
     for row in {row.recipe: row for _, row in ALL if row.recipe}.values():
         recipes, task = command_line(row.recipe, monkeypatch)
-        assert (rows.program_of(row)[0], rows.program_of(row)[1]) == (recipes, task)
+        assert (rows.program_of(row.recipe)[0], rows.program_of(row.recipe)[1]) == (recipes, task)
 
 
 def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags():
@@ -92,7 +93,7 @@ def test_the_data_of_every_row_is_told_once_and_its_recipe_knows_these_flags():
         assert table.data_of(row) == flags
         *_, step = running.steps_of(row, "runs", extra=flags.split())
         running.check(step, flags)
-        recipe, run = cli.parse_words(*rows.program_of(row), list(step.words[1:]))
+        recipe, run = cli.parse_words(*rows.program_of(row.recipe), list(step.words[1:]))
         assert recipe == rows.recipe_of(row), row.name
         if hasattr(run, "backbone_weights"):
             assert run.backbone_weights.startswith("runs/imagenet/res"), row.name
@@ -159,8 +160,8 @@ SERVED = [(table, row) for table, row in ALL if row.server]
 @pytest.mark.parametrize("table, row", SERVED, ids=[table.name for table, _ in SERVED])
 def test_both_commands_of_a_row_of_test_dev_are_whole(table, row, tmp_path, capsys):
     training, evaluation = (line.split()[2:] for line in running.by_hand(row, table.data_of(row)))
-    recipe, run = cli.parse_words(*rows.program_of(row), training)
-    judged, seen = cli.parse_words(*rows.program_of(row), evaluation)
+    recipe, run = cli.parse_words(*rows.program_of(row.recipe), training)
+    judged, seen = cli.parse_words(*rows.program_of(row.recipe), evaluation)
     assert judged == rows.recipe_of(row) and seen.eval_only
     assert {name for name, value in rows.essence(judged.to_json()).items()
             if value != getattr(recipe, name)} <= {"eval_flip", "eval_scales"}
@@ -176,10 +177,23 @@ def test_both_commands_of_a_row_of_test_dev_are_whole(table, row, tmp_path, caps
                for line in running.by_hand(row, table.data_of(row), tmp_path))
 
 
+def test_commands_quote_a_folder_with_a_blank():
+    table, row = SERVED[0]
+    training, evaluation = map(shlex.split, running.by_hand(row, table.data_of(row), "my runs"))
+    assert training[-1] == f"my runs/{row.recipe}/{row.server}"
+    assert evaluation[-1] == f"{training[-1]}-test-dev"
+
+
 def test_the_page_of_detection_has_the_commands_of_test_dev():
     page = " ".join((ROOT / "docs/detection.md").read_text().replace("\\\n", " ").split())
     table, row = next(pair for pair in SERVED if pair[0].name == "table10")
     assert all(line in page for line in running.by_hand(row, table.data_of(row)))
+
+
+@pytest.mark.parametrize("seeds", ["\u00b2", "-1", "1,", "a"])
+def test_seeds_that_are_no_numbers_are_refused(seeds):
+    with pytest.raises(UserError, match="--seeds must be whole numbers with commas between"):
+        reproduce().seeds_of(seeds)
 
 
 def test_unknown_names_are_answered_with_the_nearest():

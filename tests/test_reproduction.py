@@ -96,7 +96,7 @@ def test_a_run_with_other_numbers_or_drawn_images_does_not_belong(tmp_path):
 
 
 @pytest.mark.parametrize("data, weights, others", [
-    ("a/hotdog/", "b/resnest14_2s1x64d", []), ("noise", None, ["data", "weights"]),
+    ("a b/my data/hotdog/", "b/resnest14_2s1x64d", []), ("noise", None, ["data", "weights"]),
     ("hotdog", "b/resnet14_0s1x64d", ["weights"])])
 def test_a_row_that_names_data_and_first_weights_is_made_with_these(tmp_path, data, weights,
                                                                     others):
@@ -283,13 +283,13 @@ def test_costs_are_relative_to_the_first_row(tmp_path):
     assert "| resnest14_2s1x64d | 8.58 | 8.58 | 6471 | 0.79 |  |" in page.render(tmp_path, [table])
     (tmp_path / "speeds").mkdir()
     (tmp_path / "speeds/cifar1.json").write_text(json.dumps({
-        "kind": "train", "settings": {"batch": 256, "threads": 1, "classes": 10},
+        "kind": "train", "settings": {"batch": 256, "threads": 1, "with_recipe": True},
         "commit": "0123456789",
         "machine": {"cpu": "a CPU", "cpus": 2}, "rows": [
             {"competitor": "resnest14_2s1x64d", "ratio": 0.8, "ratio_low": 0.75,
              "ratio_high": 0.851}]}))
     text = page.render(tmp_path, [table])
-    assert "`tools/benchmark.py train --batch 256 --threads 1 --classes 10`, in turns, at " \
+    assert "`tools/benchmark.py train --batch 256 --threads 1 --with-recipe`, in turns, at " \
         "0123456 (a CPU, 1 of 2 CPUs)" in text
     assert "| resnest14_2s1x64d | 8.58 | 8.58 | 6471 | 0.79 | 0.80 (0.75 to 0.85) |" in text
     assert "| resnest14_1s2x64d | 13.63 |  | 7646 | 0.94 |  |" in text

@@ -4,6 +4,7 @@ Started by horovodrun, this file is one of two workers.
 """
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ from gluon_resnest.engine.loop import device_seed
 from gluon_resnest.engine.optim import optimizer, set_multipliers
 from gluon_resnest.engine.report import RunLog
 from gluon_resnest.engine.rollback import ATTEMPTS, fit_past_faults
+from gluon_resnest.engine.stopping import Stop, Stopped
 from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 
@@ -81,8 +83,8 @@ class Exploding(Toy):
 
 
 @pytest.mark.parametrize("poisoned, save_every, skipped", [
-    (4, None, (4, 6)), (6, None, (4, 8)), (7, None, (4, 8)), (8, None, (8, 9)), (5, 2, (4, 6)),
-    (6, 1, (6, 7))])
+    (4, None, (4, 5)), (6, None, (4, 7)), (7, None, (4, 8)), (8, None, (8, 9)), (5, 2, (4, 6)),
+    (6, 1, (6, 7)), (10, None, (8, 11))])
 def test_a_rolled_back_run_equals_one_without_the_poisoned_steps(poisoned, save_every, skipped,
                                                                  tmp_path):
     task, update, _ = train(tmp_path, task=Toy(Comm(), poison=(poisoned, 0)),
@@ -111,9 +113,26 @@ def test_a_rolled_back_run_that_is_killed_comes_to_the_same(tmp_path):
 
 def test_a_step_that_breaks_the_weights_is_undone(tmp_path):
     """Its own loss is finite, so the one after it, or the save, shows the fault."""
-    for at in (5, 7):
+    for at, shown in ((5, 7), (7, 8)):
         task, update, _ = train(tmp_path / str(at), task=Exploding(Comm(), at))
-        assert contents(task, update) == without(4, 8)
+        assert contents(task, update) == without(4, shown)
+
+
+def test_a_signal_before_a_rollback_is_not_forgotten(tmp_path, monkeypatch):
+    class Asked(Toy):
+        def batches(self, start_step):
+            for step, batch in enumerate(super().batches(start_step), start_step):
+                if step == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    yield batch[0] * math.nan, batch[1]
+                yield batch
+
+    def late(self):                                 # its vote is counted three steps later
+        self.calls = getattr(self, "calls", 0) + 1
+        return self._asked if self.calls > 8 else None
+    monkeypatch.setattr(Stop, "agreed", late)
+    with pytest.raises(Stopped, match="SIGTERM after step 9"):
+        train(tmp_path, task=Asked(Comm()))
 
 
 def test_an_evaluation_that_was_not_saved_is_made_where_it_goes_on(tmp_path, monkeypatch):
@@ -145,7 +164,7 @@ def test_broken_weights_are_never_saved(tmp_path):
      "step 4"),
     (1, "stop", "at step 2 on worker 0; there is no checkpoint to go back to"),
     (1, "rollback", "at step 2 on worker 0; there is no checkpoint to go back to"),
-    (10, "rollback", "at step 11 on worker 0; going back to step 8 does not help")])
+    (11, "rollback", "at step 12 on worker 0; no step is left to go on with from step 8")])
 def test_where_it_cannot_go_on_it_says_so(poisoned, on_nan, message, tmp_path):
     with pytest.raises(NotFinite, match=message):
         train(tmp_path, task=Toy(Comm(), poison=(poisoned, 0)), on_nan=on_nan)

@@ -186,6 +186,9 @@ def test_report_prints_each_class_and_draws(capsys, tmp_path):
                        tmp_path / "confusion.png")
     assert code == 0 and "66.67" in out and "mIoU 58.33 %" in out
     assert (tmp_path / "confusion.png").exists()
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    code, _, err = run(capsys, tool("segmentation_report"), tmp_path)
+    assert code == 2 and "has 2 names in classes.txt and 3 classes in confusion.npy" in err
 
 
 def test_report_of_no_run_is_one_sentence(capsys, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data.detection import stack
 from gluon_resnest.data.detection_transforms import MEAN, STD, EvalTransform
+from gluon_resnest.interop import batch_drawing
 from gluon_resnest.interop.batch_drawing import (
     class_panels, draw_batch, joint_panels, object_panels, pixel_panels, to_pixels)
 from gluon_resnest.models.detection.targets import Objects
@@ -114,6 +115,15 @@ def test_every_kind_of_recipe_is_drawn(tool, tmp_path, capsys, words):
     assert capsys.readouterr().out == f"drew 4 pictures of step 1 in {target}\n"
     with Image.open(target) as drawn:
         assert len(np.unique(np.asarray(drawn))) > 50
+
+
+def test_a_batch_that_is_given_stays(tool, capsys, monkeypatch):
+    monkeypatch.setattr(batch_drawing, "draw_batch", lambda file, recipe, *_, **__: recipe.batch)
+    words = ["imagenet", "--model", "resnest14", "--crop-px", "32", "--data", "synthetic",
+             "--synthetic-steps", "2", "--data-workers", "0", "--pictures", "4"]
+    for given, drawn in (([], 4), (["--batch=5"], 5)):
+        tool.main(words + given)
+        assert capsys.readouterr().out.startswith(f"drew {drawn} pictures")
 
 
 @pytest.mark.parametrize("words, message", [

@@ -264,6 +264,7 @@ def test_workers_end_with_a_killed_supervisor(tmp_path):
     (["-np", "2", "-H", "here1:1,here2:1", "--", __file__],
      "error: workers on here1:1 need a place"),
     (["--status-dir", "/dev/null/x", "--", __file__], "error: --status-dir /dev/null/x cannot be"),
+    (["--status-dir", "/proc", "--", __file__], "error: --status-dir /proc cannot be written"),
 ])
 def test_mistakes_are_sentences(words, message, capsys):
     with pytest.raises(SystemExit) as exit:

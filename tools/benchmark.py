@@ -25,7 +25,10 @@ from pathlib import Path
 
 from gluon_resnest.benchmark import report, rounds
 from gluon_resnest.benchmark.competitors import KINDS, PRECISIONS, chosen
+from gluon_resnest.benchmark.process import launcher
 from gluon_resnest.errors import UserError, exit_on_user_error
+from gluon_resnest.files import write_whole
+from gluon_resnest.interop.drawing import check_picture
 from gluon_resnest.reproduction.elsewhere import SPEEDS
 
 PAPER = {       # table -> kind, [(network, pixels)]
@@ -98,9 +101,14 @@ def parse(argv=None):
 
 def check(flags):
     """Raises a UserError for numbers and combinations that cannot be measured."""
-    for name in ("batch", "size", "classes", "rounds", "seconds", "minutes"):
-        if getattr(flags, name) <= 0:
-            raise UserError(f"--{name} must be positive, got {getattr(flags, name)}")
+    for name in ("batch", "size", "classes", "rounds", "seconds", "minutes", "threads"):
+        value = getattr(flags, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} must be positive, got {value}")
+    if flags.json and (Path(flags.json).is_dir() or not Path(flags.json).parent.is_dir()):
+        raise UserError(f"--json {flags.json} cannot be written; give a file in an existing folder")
+    if flags.plot:
+        check_picture(flags.plot)
     if flags.kind == "data" and not (flags.data and Path(flags.data).is_dir()):
         raise UserError(f"--data must be a folder of class folders of images, got {flags.data!r}")
     for name, kind in (("deployed", "infer"), ("with_recipe", "train"),
@@ -109,6 +117,8 @@ def check(flags):
         if getattr(flags, name) and flags.kind != kind:
             raise UserError(f"--{name.replace('_', '-')} belongs to {kind}, not to {flags.kind}; "
                             "leave it out")
+    if flags.engine and not flags.deployed:
+        raise UserError("--engine is what runs the file of --deployed; add that, or leave it out")
     if flags.paper and PAPER[flags.paper][0] != flags.kind:
         raise UserError(f"--paper {flags.paper} belongs to {PAPER[flags.paper][0]}, not to "
                         f"{flags.kind}; leave it out")
@@ -162,6 +172,11 @@ def entries_of(flags, tell):
                     "size": size, "workers": count, "cores": cores if flags.workers else [],
                     **competitor.job}, {}, flags.batch * count)
                 entries += horovod_entries(entry, flags.horovod) if flags.horovod else [entry]
+    labels = [entry.label for entry in entries]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UserError(f"several rows would be called {twice[0]!r}; give each number of --workers "
+                        "and --horovod once, and with --paper one row for each network")
     if flags.device == "cpu" and flags.kind != "data":
         entries.append(rounds.probe(max(entries, key=lambda entry: entry.job["workers"]),
                                     sys.executable))
@@ -189,6 +204,9 @@ def worker_counts(text, cpus):
     if max(counts) > cpus:
         raise UserError(f"--workers {text} asks for {max(counts)} processes on {cpus} CPUs; give "
                         "at most one for each")
+    if max(counts) > 1 and not launcher(sys.executable).is_file():
+        raise UserError(f"--workers {text} needs {launcher(sys.executable)}, which is not there; "
+                        "install Horovod with `pip install 'gluon-resnest[train]'`")
     return counts
 
 
@@ -218,10 +236,11 @@ def main(argv=None):
         settings = {name: value for name, value in vars(flags).items() if value and name not in
                     ("kind", "vs", "rounds", "seconds", "minutes", "limit", "json", "plot",
                      "peers_python", *(("model", "size") if flags.paper else ()))}
+        settings["threads"] = entries[0].job["threads"]
         made = report.document(flags.kind, entries, plan, outcome, flops=flops, settings=settings)
         print(report.text(made))
         if flags.json:
-            Path(flags.json).write_text(json.dumps(made, indent=1) + "\n")
+            write_whole(flags.json, json.dumps(made, indent=1) + "\n")
         if flags.plot:
             report.draw(made, flags.plot)
 

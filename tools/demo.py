@@ -9,6 +9,7 @@ it again repeats only what is missing.
 """
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def write_digits(folder):
 def run(title, *words):
     """Runs one command of the toolkit, echoed so that it can be copied; returns its seconds."""
     words = [str(word) for word in words]
-    shown = " ".join(word.replace(str(ROOT) + "/", "") for word in words)
+    shown = shlex.join(word.replace(str(ROOT) + "/", "") for word in words)
     print(f"\n== {title}\n$ {shown}", flush=True)
     start = time.time()
     code = subprocess.call(words, cwd=ROOT)

@@ -43,6 +43,10 @@ from gluon_resnest.errors import UserError, exit_on_user_error
 FLAGS = {"crop_px": "--crop", "protocol": "--protocol", "class_names": "--classes-file",
          "height": "--height", "width": "--width"}
 
+# Flags of --target.
+DEPLOY = ("precision", "calibration", "judging", "calibration_images", "judging_images",
+          "calibration_mode", "float_layers", "min_agreement", "force")
+
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
@@ -95,10 +99,11 @@ def parse(argv=None):
 def plan_of(flags):
     """Returns the `deploy.export.Plan` that the flags mean, or None without --target."""
     if flags.target is None:
-        defaults = {"precision": "fp32", "calibration": None, "judging": None, "force": False}
-        given = [name for name, default in defaults.items() if getattr(flags, name) != default]
+        defaults = parse(["--out", ""])
+        given = [name for name in DEPLOY if getattr(flags, name) != getattr(defaults, name)]
         if given:
-            raise UserError(f"--{given[0]} belongs to a deploy graph; add --target mxnet or onnx")
+            raise UserError(f"--{given[0].replace('_', '-')} belongs to a deploy graph; add "
+                            "--target mxnet or onnx")
         return None
     from gluon_resnest.interop.deploy import calibration
     from gluon_resnest.interop.deploy.export import Plan

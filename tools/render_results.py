@@ -9,11 +9,10 @@ belongs to a row of a published table if it has the row's recipe, data and first
 the seed. One that belongs to none, or is to replace another, ends the command before it copies.
 """
 import argparse
-import importlib.util
 from pathlib import Path
 
 from gluon_resnest.errors import UserError, exit_on_user_error
-from gluon_resnest.reproduction import page, results
+from gluon_resnest.reproduction import page, results, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
@@ -117,9 +116,7 @@ PAGES = [
 
 def recipes_of(name):
     """Returns the RECIPES of a file in recipes/, or those of them that it says to show."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / f"recipes/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = rows.module_of(name)
     return {name: module.RECIPES[name] for name in getattr(module, "SHOWN", module.RECIPES)}
 
 

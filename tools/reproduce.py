@@ -85,7 +85,7 @@ def obtained(row, run):
 def seeds_of(text):
     """Returns the seeds of "0,1", or [None] for the recipe's own."""
     words = text.split(",") if text else [None]
-    if text and not all(word.isdigit() for word in words):
+    if text and not all(word.isdecimal() for word in words):
         raise UserError(f"--seeds must be whole numbers with commas between, got {text!r}")
     return [word and int(word) for word in words]
 

@@ -34,7 +34,11 @@ def load(run):
     if pixels.ndim != 2 or pixels.shape[0] != pixels.shape[1] or pixels.dtype.kind != "i":
         raise UserError(f"{file} holds {pixels.dtype} of shape {pixels.shape}, expected a square "
                         "matrix of counts; evaluate the run again")
-    return pixels, read_class_names(names, distinct=False) if names.exists() else None
+    names = read_class_names(names, distinct=False) if names.exists() else None
+    if names and len(names) != len(pixels):
+        raise UserError(f"{run} has {len(names)} names in {CLASS_NAMES} and {len(pixels)} classes "
+                        f"in {CONFUSION}; mend or remove {CLASS_NAMES}")
+    return pixels, names
 
 
 def print_table(pixels, names):

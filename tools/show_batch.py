@@ -16,12 +16,12 @@ lists the flags of a recipe. --batch 8 keeps a run for many workers small here.
 """
 import argparse
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 from gluon_resnest import cli
 from gluon_resnest.errors import UserError, check_choice, exit_on_user_error
 from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture
+from gluon_resnest.reproduction.rows import program_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -49,11 +49,7 @@ def recipe_names():
 def load(name):
     """Returns (RECIPES, task class) of a file in recipes/."""
     check_choice("recipe", name, recipe_names())
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    tasks = [value for value in vars(module).values() if hasattr(value, "main_metric")]
-    return module.RECIPES, tasks[-1]
+    return program_of(name)
 
 
 def main(argv=None):
@@ -65,7 +61,7 @@ def main(argv=None):
         check_picture(flags.save)
         recipes, task_class = load(flags.recipe)
         recipe, run = cli.parse(recipes, task_class, words)
-        if "--batch" not in words and recipe.batch > flags.pictures:
+        if "batch" not in run.changes and recipe.batch > flags.pictures:
             recipe = dataclasses.replace(recipe, batch=flags.pictures)
         from gluon_resnest.engine.comm import connect
         from gluon_resnest.interop.batch_drawing import draw_batch

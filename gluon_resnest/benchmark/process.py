@@ -82,8 +82,11 @@ class Process:
     def turn(self, seconds):
         """Works for about so many seconds; returns the Turn."""
         self._signal(signal.SIGCONT)
-        self._stream.write(f"{seconds}\n")
-        self._stream.flush()
+        try:
+            self._stream.write(f"{seconds}\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            raise self._failure("ended") from None
         said = self._read()
         self._signal(signal.SIGSTOP)
         self.memory, self.device_memory = said.pop("memory"), said.pop("device_memory")
@@ -127,6 +130,8 @@ class Process:
     def _read(self):
         try:
             line = self._stream.readline()
+        except ConnectionError:
+            line = ""
         except OSError:
             raise self._failure(f"said nothing for {self._patience:g} s") from None
         if not line:
@@ -147,5 +152,9 @@ def _launcher(python, workers):
     """Returns the words in front of the interpreter that start several workers."""
     if workers == 1:
         return []
-    return [str(Path(python).with_name("horovodrun")), "-np", str(workers), "-H",
-            f"localhost:{workers}"]
+    return [str(launcher(python)), "-np", str(workers), "-H", f"localhost:{workers}"]
+
+
+def launcher(python):
+    """Returns the path of horovodrun beside an interpreter, whether it is there or not."""
+    return Path(python).with_name("horovodrun")

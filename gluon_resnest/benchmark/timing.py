@@ -57,7 +57,7 @@ class Summary:
 
 
 def undisturbed(rounds, limit):
-    """Returns the rounds in whose every turn others held less than `limit` CPUs.
+    """Returns the rounds in whose every turn others held at most `limit` CPUs.
 
     Args:
       rounds: list of {competitor: Turn}.

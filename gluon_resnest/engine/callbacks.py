@@ -23,6 +23,8 @@ class Profile:
         directory = Path(file).absolute().parent
         if not directory.is_dir():
             raise UserError(f"--profile {file}: there is no directory {directory}; make it first")
+        if Path(file).is_dir():
+            raise UserError(f"--profile {file} is a directory; give the name of a file in it")
         self._file, self._first, self._end = str(file), skip, skip + steps
         self._done, self._running = 0, False
 

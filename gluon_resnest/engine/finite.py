@@ -6,10 +6,10 @@ _ARRAYS_AT_ONCE = 200        # MXNet's kernel takes a limited number of argument
 
 
 class NotFinite(FloatingPointError):
-    """Training has met a number that is not finite; raised on all workers after the same step.
+    """Training has met a number that is not finite; raised on all workers together.
 
     Attributes:
-      step: updates done when it was found; the fault lies at or before.
+      step: the first known to be bad, counted from 1; its cause may lie before.
     """
 
     def __init__(self, sentence, step):

@@ -65,6 +65,8 @@ class Heart:
       environ: the environment; says where, if somebody listens.
     """
 
+    last = None                 # of this process, for `alive`
+
     def __init__(self, rank, environ=os.environ):
         self._file = None
         if VARIABLE in environ:
@@ -72,6 +74,7 @@ class Heart:
                                  os.O_WRONLY | os.O_CREAT, 0o644)
         self._beats, self._phase, self._began, self._first = 0, None, 0.0, None
         self._sums = {}                                       # phase -> (how often, seconds)
+        Heart.last = self
 
     def beat(self, phase, step):
         """Tells that `phase` begins after `step` updates; costs some ten microseconds."""
@@ -83,10 +86,24 @@ class Heart:
         else:
             count, seconds = self._sums.get(self._phase, (0, 0.0))
             self._sums[self._phase] = (count + 1, seconds + now - self._began)
-        self._beats, self._phase, self._began = self._beats + 1, phase, now
+        self._phase, self._began, self._step = phase, now, step
+        self.go_on()
+
+    def go_on(self):
+        """Tells that the phase goes on."""
+        if self._file is None:
+            return
+        self._beats += 1
         means = {name: round(seconds / count, 4) for name, (count, seconds) in self._sums.items()}
-        beat = Beat(os.getpid(), socket.gethostname(), phase, self._first, step, self._beats, means)
+        beat = Beat(os.getpid(), socket.gethostname(), self._phase, self._first, self._step,
+                    self._beats, means)
         os.pwrite(self._file, json.dumps(asdict(beat)).ljust(_LINE).encode(), 0)
+
+
+def alive():
+    """Tells that the phase this process is in goes on, from deep inside a long one."""
+    if Heart.last is not None:
+        Heart.last.go_on()
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ class Summary:
 
 
 def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State(), log_every=50,
-        eval_every=None, save_every=None, patience=0, per_worker=()):
+        eval_every=None, save_every=None, patience=0, per_worker=(), stop=None):
     """Trains `task` up to `steps` updates; see docs/architecture.md for what a task is.
 
     Args:
@@ -78,6 +78,7 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
       patience: stop when so many evaluations in a row were no better than the best; 0: never.
       per_worker: what depends on how many workers share a batch, as phrases; said when a run goes
         on with another number of them.
+      stop: an entered `stopping.Stop` that outlives this call; None: one of its own.
 
     Raises:
       NotFinite: on all workers, naming step, loss term and worker of the first loss that is not
@@ -109,7 +110,8 @@ def fit(task, update, lr_at, *, steps, seed, comm, log, checkpoints, start=State
         log.evaluation(state.step, metrics)
         return _judged(state, metrics, task.main_metric)
 
-    with Stop(comm, STEPS_AHEAD + 1) as stop, Writer(checkpoints) as writer:
+    listening = contextlib.nullcontext(stop) if stop else Stop(comm, STEPS_AHEAD + 1)
+    with listening as stop, Writer(checkpoints) as writer:
         if state.unevaluated:
             task.on_epoch((state.step - 1) // task.steps_per_epoch)
             state = replace(evaluated(), seconds=time.monotonic() - began)
@@ -220,8 +222,7 @@ class Window:
         faults = [(*fault, rank) for rank, (fault, _) in enumerate(notes) if fault]
         if faults:
             step, name, rank = min(faults, key=lambda fault: fault[0])
-            raise NotFinite(f"loss {name!r} is not finite at step {step} on worker {rank}",
-                            self._steps[-1])
+            raise NotFinite(f"loss {name!r} is not finite at step {step} on worker {rank}", step)
         means = {name: float(sum(note[name] for _, note in notes) / len(notes)) for name in values}
         record = {"losses": means, "steps": len(self._steps), "seconds": seconds,
                   "data_wait": self._waited / seconds}
@@ -267,7 +268,7 @@ def _tired(state, step, interval, patience):
 
 def _judged(state, metrics, main_metric):
     """Returns the state with an evaluation's values, and with it as best if it is."""
-    state = replace(state, metrics=metrics, unevaluated=False)
-    if state.best is None or metrics[main_metric] > state.best:
-        return replace(state, best=metrics[main_metric], best_step=state.step)
+    state, value = replace(state, metrics=metrics, unevaluated=False), metrics[main_metric]
+    if not math.isnan(value) and (state.best is None or not value <= state.best):
+        return replace(state, best=value, best_step=state.step)
     return state

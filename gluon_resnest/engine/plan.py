@@ -18,6 +18,7 @@ from gluon_resnest.errors import UserError, nearest
 
 FUSION_BYTES = 64 * 2 ** 20     # Horovod's limit is 128 MiB, but it sends what a cycle finds ready
 BACKWARD_SHARE = 2 / 3
+_WHOLE = ("images", "workers", "keep")
 _SLOTS = {"nag": 1, "sgd": 1, "adam": 2}
 
 
@@ -73,6 +74,8 @@ class Cluster:
                 hint = ("; give the speed of one device, which --data synthetic measures"
                         if field.name == "images_per_second" else "")
                 raise UserError(f"--plan needs {field.name} above 0, got {value:g}{hint}")
+            if field.name in _WHOLE and value % 1 != 0:         # NaN, of infinity
+                raise UserError(f"--plan needs a whole number for {field.name}, got {value:g}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def cluster_of(text):
     """Reads a Cluster from "workers=64,images_per_second=250".
 
     Raises:
-      UserError: if a name is unknown or a value no number above 0.
+      UserError: if a name is unknown or a value no number above 0, whole where it counts.
     """
     known = {field.name for field in dataclasses.fields(Cluster)}
     values = {}

@@ -11,6 +11,7 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import nn
 
+from gluon_resnest.engine.heartbeat import alive
 from gluon_resnest.errors import UserError
 
 
@@ -60,6 +61,7 @@ def recompute_statistics(net, batches, comm, *, forward=None):
                 for moment in moments.values():
                     moment.settle()
                 seen += 1
+                alive()
     if not comm.total(seen):
         raise UserError("no batch to recompute batch norm statistics from; give at least one")
     return sum(_install(layer, moments[name], comm) for name, layer in layers)

@@ -9,6 +9,8 @@ import shutil
 import sys
 import time
 
+from gluon_resnest.engine.heartbeat import alive
+
 _log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,15 @@ def displays(step, total, lines, directory):
     if importlib.util.find_spec("tensorboard"):
         opened.append(TensorBoard(directory, lines))
     return opened
+
+
+def evaluating(steps, length, comm):
+    """Yields the `length` steps of a worker's evaluation, each a sign of life, beside a bar."""
+    from tqdm import tqdm
+    for step in tqdm(steps, "evaluating", length, leave=False,
+                     disable=None if comm.is_main else True):
+        yield step
+        alive()
 
 
 class Bar:

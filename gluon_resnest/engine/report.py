@@ -130,7 +130,7 @@ def read_log(path):
       UserError: if it cannot be read, or another line is not one of a log.
     """
     try:
-        texts = Path(path).read_text().splitlines()
+        texts = Path(path).read_bytes().splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -269,28 +269,26 @@ def main(argv=None):
     flags = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s supervise: %(message)s",
                         datefmt="%H:%M:%S")
-    with exit_on_user_error(), tempfile.TemporaryDirectory(
-            prefix="supervise-", dir=_status_root(flags)) as directory:
+    with exit_on_user_error(), _status_directory(flags) as directory:
         command = _command(flags.workers, flags.hosts, flags.recipe)
         return Supervisor(command, directory, limits=Limits(flags.stuck_after, flags.patience),
                           max_restarts=flags.max_restarts, grace=flags.grace).run()
 
 
-def _status_root(flags):
-    """Returns where the signs of life lie; None for a place of this machine."""
+def _status_directory(flags):
+    """Returns a new directory for the signs of life, a context manager that removes it."""
     remote = [host for host in (flags.hosts or "").split(",") if host.partition(":")[0] not in (
         "", "localhost", "127.0.0.1", socket.gethostname())]
-    if flags.status_dir is None:
-        if remote:
-            raise UserError(f"workers on {remote[0]} need a place for their signs of life; give "
-                            "--status-dir DIR on a file system that all hosts share")
-        return None
+    if remote and flags.status_dir is None:
+        raise UserError(f"workers on {remote[0]} need a place for their signs of life; give "
+                        "--status-dir DIR on a file system that all hosts share")
+    place = flags.status_dir or tempfile.gettempdir()
     try:
-        Path(flags.status_dir).mkdir(parents=True, exist_ok=True)
+        Path(place).mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="supervise-", dir=place)
     except OSError as error:
-        raise UserError(f"--status-dir {flags.status_dir} cannot be made: {error.strerror}; give "
-                        "a directory of yours") from error
-    return flags.status_dir
+        raise UserError(f"--status-dir {place} cannot be written: {error.strerror}; give a "
+                        "directory of yours") from error
 
 
 def _command(workers, hosts, recipe):

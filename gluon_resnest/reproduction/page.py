@@ -179,7 +179,8 @@ def _speeds(path):
         return "ours was not measured.", {}
     made = json.loads(path.read_text())
     settings, host = made["settings"], made["machine"]
-    flags = " ".join(f"--{name} {value}" for name, value in settings.items())
+    flags = " ".join(f"--{name.replace('_', '-')}" + (f" {value}" if value is not True else "")
+                     for name, value in settings.items())
     return (f"ours by `tools/benchmark.py {made['kind']} {flags}`, in turns, at "
             f"{made['commit'][:7]} ({host['cpu']}, {settings['threads']} of {host['cpus']} CPUs): "
             "median and extremes of the rounds.",

@@ -15,8 +15,6 @@ from gluon_resnest.errors import UserError
 from gluon_resnest.reproduction.rows import essence, recipe_of
 from gluon_resnest.run_directory import CONFIG
 
-_PATH = re.compile(r"(?:\w+:)?[^\s\"]*/")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -111,7 +109,7 @@ def needs_of(row):
 
 def file_name(path):
     """Returns the last part of a path or URL; "" for None."""
-    return _PATH.sub("", (path or "").rstrip("/"))
+    return (path or "").rstrip("/").rpartition("/")[2]
 
 
 def runs_of(row, runs):

@@ -144,16 +144,21 @@ def recipe_of(row):
     """
     if row.recipe is None or not _exists(row.recipe):
         return None
-    recipes = importlib.import_module(_module(row.recipe)).RECIPES
+    recipes = module_of(row.recipe).RECIPES
     if row.model not in recipes:
         raise UserError(f"recipes/{row.recipe}.py has no entry {row.model!r}"
                         f"{nearest(row.model, recipes)}; mend the row {row.name!r}")
     return override(recipes[row.model], dict((*row.changes, *row.evaluation)))
 
 
-def program_of(row):
-    """Returns what a row's file of recipes hands to `cli.main`: (recipes, task class)."""
-    file = vars(importlib.import_module(_module(row.recipe)))
+def module_of(recipe):
+    """Returns the module of a file of recipes/, named without ending."""
+    return importlib.import_module(_module(recipe))
+
+
+def program_of(recipe):
+    """Returns what a file of recipes/ hands to `cli.main`: (recipes, task class)."""
+    file = vars(module_of(recipe))
     task, = (value for value in file.values() if hasattr(value, "add_flags"))
     return file["RECIPES"], task
 

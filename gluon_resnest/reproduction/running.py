@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def check(step, data=""):
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):      # argparse tells usage, too
-            _, run = cli.parse_words(*program_of(step.row), list(step.words[1:]))
+            _, run = cli.parse_words(*program_of(step.row.recipe), list(step.words[1:]))
     except (UserError, SystemExit) as error:
         reason = told.getvalue().strip().rpartition("error: ")[2] or error
         raise UserError(f"the recipe of the row {step.row.name!r} refuses its words: {reason}; "
@@ -137,9 +138,10 @@ def by_hand(row, data, workdir="runs"):
     weights = Checkpoints(trained / CHECKPOINTS).path(recipe.length) / MODEL
     program = f"python recipes/{row.recipe}.py"
     data = data.replace("{backbone}", backbone_name(recipe.network))
+    trained, weights, judged = map(shlex.quote, map(str, (trained, weights, f"{trained}-test-dev")))
     return (f"{program} --model {row.server} {data} --workdir {trained}",
             f"{program} --model {row.model} --eval-only {_TEST_DEV} --weights {weights} "
-            f"--workdir {trained}-test-dev")
+            f"--workdir {judged}")
 
 
 def run(step, *, workers=1):

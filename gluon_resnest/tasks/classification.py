@@ -4,7 +4,6 @@ import logging
 import mxnet as mx
 import numpy as np
 from mxnet import nd
-from tqdm import tqdm
 
 from gluon_resnest.data import mixing
 from gluon_resnest.data.loader import Loader
@@ -13,6 +12,7 @@ from gluon_resnest.data.synthetic import SyntheticClassification
 from gluon_resnest.engine.amp import enable
 from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Cosine, Steps, decays, optimizer, set_multipliers
+from gluon_resnest.engine.progress import evaluating
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy, balanced_weights
@@ -161,8 +161,7 @@ class Classification:
 
     def scored(self, loader):
         """Yields (batch, logits as numpy (N, K)) of this worker's part of a loader's epoch."""
-        for batch in tqdm(loader.epoch(0), "evaluating", loader.steps_per_epoch, leave=False,
-                          disable=None if self._comm.is_main else True):
+        for batch in evaluating(loader.epoch(0), loader.steps_per_epoch, self._comm):
             images, labels = batch.arrays
             if len(labels):     # a worker's share of the last step may be empty
                 logits = self.net(to_device(images, self._context)).astype("float32", copy=False)

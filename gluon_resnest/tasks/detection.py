@@ -7,7 +7,6 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, nd
-from tqdm import tqdm
 
 from gluon_resnest.data.detection import stack
 from gluon_resnest.data.keypoints import read_json
@@ -16,6 +15,7 @@ from gluon_resnest.data.sampling import random_for, shard
 from gluon_resnest.engine.amp import enable
 from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Steps, decays, optimizer, set_multipliers
+from gluon_resnest.engine.progress import evaluating
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.deform import set_deformable_form
@@ -259,7 +259,7 @@ class Detection:
     def _from_batches(self, recall):
         """Returns [(index, boxes, masks)] of this worker's images, in COCO's format."""
         mine = []
-        for batch in self._shown(self._val.epoch(0), self._val.steps_per_epoch):
+        for batch in evaluating(self._val.epoch(0), self._val.steps_per_epoch, self._comm):
             if not len(batch.indices):
                 continue
             found = self.look(self.net, batch.images, batch.sizes, batch.original, self._context)
@@ -276,7 +276,7 @@ class Detection:
         datasets = [(flip, self._data.view(scale, recipe.eval_scales_max_px, flip))
                     for scale in recipe.scales for flip in flips]
         own = shard(len(self._val.dataset), self._comm.rank, self._comm.size)
-        for index in self._shown(own, len(own)):
+        for index in evaluating(own, len(own), self._comm):
             views = []
             for flip, dataset in datasets:
                 sample = dataset[index, random_for(0, 0, index)]
@@ -302,10 +302,6 @@ class Detection:
                                                 to_device(batch.sizes, self._context))
         for row, score, objects in zip(boxes.asnumpy(), scores.asnumpy(), batch.objects):
             recall.update(row[score > NO_BOX / 2], objects.boxes[~objects.crowd])
-
-    def _shown(self, steps, length):
-        return tqdm(steps, "evaluating", length, leave=False,
-                    disable=None if self._comm.is_main else True)
 
     def _judged(self, rows):
         """Writes and judges what all workers found."""

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import mxnet as mx
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnest.config import override
 from gluon_resnest.data import keypoints
@@ -14,6 +13,7 @@ from gluon_resnest.data.sampling import EvalPlan, TrainPlan
 from gluon_resnest.engine.amp import enable
 from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Steps, optimizer, set_multipliers
+from gluon_resnest.engine.progress import evaluating
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import JointHeatmapLoss
@@ -166,8 +166,7 @@ class Pose:
                 "float32", copy=False).asnumpy()
 
         dataset, mine = self._val.dataset, []
-        for batch in tqdm(self._val.epoch(0), "evaluating", self._val.steps_per_epoch, leave=False,
-                          disable=None if self._comm.is_main else True):
+        for batch in evaluating(self._val.epoch(0), self._val.steps_per_epoch, self._comm):
             if not len(batch.indices):
                 continue
             found = predict_joints(forward, batch.arrays[0], list(PARTNERS),

@@ -6,7 +6,6 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 from mxnet import nd
-from tqdm import tqdm
 
 from gluon_resnest.data import color
 from gluon_resnest.data.label_maps import counted_from_zero
@@ -19,6 +18,7 @@ from gluon_resnest.data.shapes import KINDS, ShapeScenes
 from gluon_resnest.engine.amp import enable
 from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Poly, decays, optimizer, set_multipliers
+from gluon_resnest.engine.progress import evaluating
 from gluon_resnest.engine.update import make_update
 from gluon_resnest.errors import UserError
 from gluon_resnest.files import write_whole
@@ -153,9 +153,8 @@ class Segmentation:
             forward=lambda batch: self._coarse(to_device(batch.arrays[0], self._context)))
         matrix, seen = ConfusionMatrix(self._recipe.classes), 0
         own = shard(len(self._val), self._comm.rank, self._comm.size)
-        for image, labels in tqdm(read_ahead(self._val, own, self._readers), "evaluating",
-                                  len(own), leave=False,
-                                  disable=None if self._comm.is_main else True):
+        for image, labels in evaluating(read_ahead(self._val, own, self._readers), len(own),
+                                        self._comm):
             matrix.update(self._whole.labels(color.apply(image, _NORMALIZATION)), labels)
             seen += 1
         total = self._comm.total({"pixels": matrix.pixels, "images": seen})
