@@ -6,6 +6,7 @@ import pytest
 from mxnet import nd
 
 from gluon_resnest.data.instances import ground_truth
+from gluon_resnest.data.lvis import exhaustive
 from gluon_resnest.data.shapes import ShapeInstances
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection.boxes import iou
@@ -13,6 +14,7 @@ from gluon_resnest.models.detection.inference import (
     Found, View, detect_views, in_originals, mirrored, suppress)
 from gluon_resnest.tasks.detection_evaluation import (
     ProposalRecall, best_pairs, check_results, coco_ap, coco_results)
+from gluon_resnest.tasks.lvis_evaluation import lvis_ap
 
 
 def slow_suppress(boxes, classes, scores, threshold):
@@ -180,3 +182,30 @@ def test_each_proposal_finds_one_object_and_the_best_pair_comes_first():
     recall.update(np.array([[0, 0, 10, 10], [0, 0, 10, 8]], np.float32), objects)
     recall.update(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
     assert recall.ratios(recall.counts()) == {"proposals_ar100": 50, "proposals_ar1000": 50}
+
+
+@pytest.mark.parametrize("judge", [coco_ap, lvis_ap])
+def test_a_broken_mask_of_the_truth_is_named_when_masks_are_judged(judge):
+    source = ShapeInstances(1, (64, 80), 2)
+    truth = exhaustive(ground_truth(source))
+    truth["annotations"][0]["segmentation"] = [[0, 0, 1e9, 0, 9, 9]]
+    with pytest.raises(UserError, match="annotation 1 of image 1 has a broken mask: a polygon"):
+        judge(truth, [], "segm")
+    assert judge(truth, [], "bbox")[0]["ap"] == 0
+
+
+@pytest.mark.parametrize("judge", [coco_ap, lvis_ap])
+def test_a_polygon_of_two_points_is_no_mask_and_changes_none(judge):
+    truth = exhaustive(ground_truth(ShapeInstances(1, (64, 80), 2)))
+    perfect = [{**each, "score": 1} for each in truth["annotations"]]
+    right, _ = judge(truth, perfect, "segm")
+    square, line = [10, 10, 30, 10, 30, 30, 10, 30], [1, 1, 60, 60]
+    outcomes = []
+    for polygons in ([square], [line, square], [square, line]):
+        truth["annotations"][0]["segmentation"] = polygons
+        outcomes.append(judge(truth, perfect, "segm"))
+    assert outcomes[0] == outcomes[1] == outcomes[2] and right["mask_ap"] == pytest.approx(100)
+    for segmentation in ([line], [], None):
+        truth["annotations"][0]["segmentation"] = segmentation
+        with pytest.raises(UserError, match="annotation 1 of image 1 has no mask"):
+            judge(truth, [], "segm")

@@ -18,7 +18,6 @@ from mxnet import autograd, nd
 from gluon_resnest import cli, execution, zoo
 from gluon_resnest.config import ClassificationRecipe, DetectionRecipe
 from gluon_resnest.data.instances import ground_truth
-from gluon_resnest.data.lvis import exhaustive
 from gluon_resnest.data.shapes import ShapeInstances
 from gluon_resnest.engine.checkpoint import State
 from gluon_resnest.engine.checkpoints import Checkpoints
@@ -31,8 +30,6 @@ from gluon_resnest.models.deform import DeformableConv2D
 from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks import detection_data
 from gluon_resnest.tasks.detection import Detection
-from gluon_resnest.tasks.detection_evaluation import coco_ap
-from gluon_resnest.tasks.lvis_evaluation import lvis_ap
 
 RECIPE = DetectionRecipe(
     network="mask_rcnn_fpn_resnest_tiny_coco", source="a test", classes=2, norm="batch",
@@ -293,33 +290,6 @@ def test_a_run_goes_on_and_is_judged_with_its_own_classes(capsys, tmp_path, coco
         {"model": "a", "kind": "DetectionRecipe", "recipe": RECIPE.to_json()}))
     code, _, err = run(capsys, *words(coco, tmp_path / "run", *more))
     assert code == 2 and "other classes (class 1: 'cube' there, 'square' now)" in err, err
-
-
-@pytest.mark.parametrize("judge", [coco_ap, lvis_ap])
-def test_a_broken_mask_of_the_truth_is_named_when_masks_are_judged(judge):
-    source = ShapeInstances(1, (64, 80), 2)
-    truth = exhaustive(ground_truth(source))
-    truth["annotations"][0]["segmentation"] = [[0, 0, 1e9, 0, 9, 9]]
-    with pytest.raises(UserError, match="annotation 1 of image 1 has a broken mask: a polygon"):
-        judge(truth, [], "segm")
-    assert judge(truth, [], "bbox")[0]["ap"] == 0
-
-
-@pytest.mark.parametrize("judge", [coco_ap, lvis_ap])
-def test_a_polygon_of_two_points_is_no_mask_and_changes_none(judge):
-    truth = exhaustive(ground_truth(ShapeInstances(1, (64, 80), 2)))
-    perfect = [{**each, "score": 1} for each in truth["annotations"]]
-    right, _ = judge(truth, perfect, "segm")
-    square, line = [10, 10, 30, 10, 30, 30, 10, 30], [1, 1, 60, 60]
-    outcomes = []
-    for polygons in ([square], [line, square], [square, line]):
-        truth["annotations"][0]["segmentation"] = polygons
-        outcomes.append(judge(truth, perfect, "segm"))
-    assert outcomes[0] == outcomes[1] == outcomes[2] and right["mask_ap"] == pytest.approx(100)
-    for segmentation in ([line], [], None):
-        truth["annotations"][0]["segmentation"] = segmentation
-        with pytest.raises(UserError, match="annotation 1 of image 1 has no mask"):
-            judge(truth, [], "segm")
 
 
 def test_masks_that_evaluations_lack_are_missed_before_training(capsys, tmp_path, coco):

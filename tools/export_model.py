@@ -135,16 +135,6 @@ def deploy(net, card, plan, flags):
     print(f"{card.model}, {plan.precision} for {plan.target}; {measured}")
 
 
-def of_zoo(name, weights):
-    """Returns (net, card) of a zoo name; without weights, the published ones."""
-    from gluon_resnest.interop import detection, panoptic, pose, segmentation, trained
-    for spells, task in ((pose.is_pose, pose), (segmentation.is_segmenter, segmentation),
-                         (detection.is_detector, detection), (panoptic.is_panoptic, panoptic)):
-        if spells(name):
-            return task.from_zoo(name, weights)
-    return trained.from_zoo(name, weights)
-
-
 def of_run(directory, weights):
     """Returns (net, card) of a run directory of any recipe, with other weights if given."""
     from gluon_resnest.interop.weights import load_parameters
@@ -208,7 +198,8 @@ def network_of(flags):
     if flags.run:
         net, card = of_run(flags.run, flags.weights)
     else:
-        net, card = of_zoo(flags.model, flags.weights)
+        from gluon_resnest.interop import by_task
+        net, card = by_task.from_zoo(flags.model, flags.weights)
     given = {"crop_px": flags.crop, "protocol": flags.protocol, "class_names": flags.classes_file,
              "height": flags.height, "width": flags.width}
     given = {name: value for name, value in given.items() if value is not None}

@@ -122,22 +122,19 @@ def kind_of(network):
     Raises:
       UserError: if it is a run directory of something else than a classifier.
     """
-    from gluon_resnest.interop import deployed, detection, panoptic, pose, segmentation
+    from gluon_resnest.interop import deployed
+    from gluon_resnest.interop.by_task import CARDS, card_class
     from gluon_resnest.tasks import trained_run
-    tasks = {pose.TASK: (pose.is_pose, "pose network"),
-             segmentation.TASK: (segmentation.is_segmenter, "segmentation network"),
-             detection.TASK: (detection.is_detector, "detector"),
-             panoptic.TASK: (panoptic.is_panoptic, "panoptic network")}
     if deployed.is_exported(network):
-        task = str(deployed.task_of(network))
-        return (task, tasks[task][1]) if task in tasks else ("classification", "classifier")
-    if is_run(network):
+        card = CARDS.get(str(deployed.task_of(network)), deployed.Card)
+    elif is_run(network):
         trained_run.recipe_of(network, ClassificationRecipe)
-        return "classification", "classifier"
-    if "/" in network:
+        card = deployed.Card
+    elif "/" in network:
         return None, None
-    return next(((task, word) for task, (spells, word) in tasks.items() if spells(network)),
-                ("classification", "classifier"))
+    else:
+        card = card_class(network)
+    return card.task, card.word
 
 
 def refuse_engine(flags):

@@ -1,4 +1,5 @@
 """Image classification datasets: from records and from a folder for each class."""
+import itertools
 import os
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def class_number(label, name, classes=None):
         raise UserError(f"{name} has the label {label:g}, expected {expected}; check the number of "
                         "classes and the list the file was packed from")
     return np.int64(label)
+
+
+def first_difference(classes, others):
+    """Returns where two lists of classes first differ: (number, class, other), or None.
+
+    What a shorter list lacks is None.
+    """
+    pairs = enumerate(itertools.zip_longest(classes, others))
+    return next(((number, *pair) for number, pair in pairs if pair[0] != pair[1]), None)
 
 
 class FolderDataset:

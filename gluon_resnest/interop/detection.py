@@ -12,8 +12,6 @@ from gluon_resnest.models.detection.build import parse
 from gluon_resnest.models.detection.inference import Found, in_originals
 from gluon_resnest.models.detection.pasting import encode, paste
 
-TASK = "detection"
-
 
 @dataclass(frozen=True)
 class DetectionCard(cards.TaskCard):
@@ -33,7 +31,7 @@ class DetectionCard(cards.TaskCard):
       class_names, commit, sha256: as in `deployed.Card`.
     """
 
-    task = TASK
+    task = "detection"
     word = "detector"
 
     model: str

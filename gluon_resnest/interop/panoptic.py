@@ -16,8 +16,6 @@ from gluon_resnest.models.detection.merging import Rules, merge
 from gluon_resnest.models.detection.panoptic import COCO_STUFF, detector_name
 from gluon_resnest.models.detection.panoptic_inference import in_originals
 
-TASK = "panoptic"
-
 
 @dataclass(frozen=True)
 class PanopticCard(cards.TaskCard):
@@ -35,7 +33,7 @@ class PanopticCard(cards.TaskCard):
       commit, sha256: as in `deployed.Card`.
     """
 
-    task = TASK
+    task = "panoptic"
     word = "panoptic network"
 
     model: str

@@ -19,7 +19,6 @@ from gluon_resnest.interop.card_values import number, triple, whole
 from gluon_resnest.interop.trained import with_weights
 from gluon_resnest.models.simple_pose import FLIP_TESTS, STRIDE, predict_joints
 
-TASK = "pose"
 _PERSONS = 32           # that go through the network together
 
 
@@ -41,7 +40,7 @@ class PoseCard(cards.TaskCard):
       mean, std, commit, sha256: as in `deployed.Card`.
     """
 
-    task = TASK
+    task = "pose"
     word = "pose network"
     lists = ("joints", "partners", "skeleton", "mean", "std")
     adjustable = ("height", "width")

@@ -16,8 +16,6 @@ from gluon_resnest.interop.weights import load_parameters
 from gluon_resnest.models.segmentation import CLASSES, parse_name
 from gluon_resnest.models.whole_image import RULES, WholeImage
 
-TASK = "segmentation"
-
 
 @dataclass(frozen=True)
 class SegmentationCard(cards.TaskCard):
@@ -35,7 +33,7 @@ class SegmentationCard(cards.TaskCard):
       mean, std, class_names, commit, sha256: as in `deployed.Card`.
     """
 
-    task = TASK
+    task = "segmentation"
     word = "segmentation network"
     lists = ("mean", "std", "scales")
 

@@ -207,6 +207,7 @@ class Classification:
                       workers=run.data_workers)
 
     def _generated(self, size, length, part):
+        # Other images for evaluation, part 1, than for training, part 0, whatever the seed.
         return SyntheticClassification(max(1, length), size, self._recipe.classes,
                                        2 * self._recipe.seed + part)
 

@@ -1,8 +1,7 @@
 """The images a classification recipe means, opened with its pipelines."""
-import itertools
 from pathlib import Path
 
-from gluon_resnest.data.classification import FolderDataset, RecordDataset
+from gluon_resnest.data.classification import FolderDataset, RecordDataset, first_difference
 from gluon_resnest.data.splitting import Subset, split
 from gluon_resnest.data.transforms import eval_transform, train_transform
 from gluon_resnest.errors import UserError
@@ -41,13 +40,13 @@ def evaluation_images(recipe, path, flag, class_names=None):
                             f"{recipe.classes} classes, so that their numbers are not known; give "
                             "the --workdir of the training, or a folder for each class")
     if isinstance(images, RecordDataset) and images.class_names and class_names:
-        expected = map(str.strip, class_names)                  # as a file of names keeps them
-        pairs = itertools.zip_longest(images.class_names, expected)
-        for number, (here, there) in enumerate(pairs):
-            if here != there:
-                raise UserError(f"{flag} {path} numbers other classes than the training (class "
-                                f"{number} is {here!r}, expected {there!r}); pack it with "
-                                "--classes and the list of the training's classes")
+        # A file of names does not keep the spaces around them.
+        found = first_difference(images.class_names, map(str.strip, class_names))
+        if found:
+            number, here, there = found
+            raise UserError(f"{flag} {path} numbers other classes than the training (class "
+                            f"{number} is {here!r}, expected {there!r}); pack it with --classes "
+                            "and the list of the training's classes")
     return images
 
 

@@ -1,8 +1,7 @@
 """The data of a detection run: training batches, evaluation images, and what is true of them."""
-import itertools
 from pathlib import Path
 
-from gluon_resnest.data.classification import read_class_names
+from gluon_resnest.data.classification import first_difference, read_class_names
 from gluon_resnest.data.coco import CocoInstances, read_instances
 from gluon_resnest.data.detection import DetectionDataset, DetectionLoader
 from gluon_resnest.data.detection_transforms import EvalTransform, TrainTransform
@@ -105,13 +104,13 @@ class DetectionData:
 
     def _check_categories(self):
         """Refuses other classes in training than in evaluation: a class is its place among them."""
-        pairs = itertools.zip_longest(*(self._categories(self._source(split))
-                                        for split in ("train", "val")))
-        for train, val in pairs:
-            if train != val:
-                raise UserError("the annotations of train and val must have the same categories "
-                                f"with the same ids, but {_told(train)} of train is {_told(val)} "
-                                "in val; number them alike")
+        found = first_difference(*(self._categories(self._source(split))
+                                   for split in ("train", "val")))
+        if found:
+            _, train, val = found
+            raise UserError("the annotations of train and val must have the same categories with "
+                            f"the same ids, but {_told(train)} of train is {_told(val)} in val; "
+                            "number them alike")
 
     def _categories(self, source):
         """Returns [(id, name)] of a source's classes in their order."""

@@ -1,5 +1,4 @@
 """Opens what a finished run has trained."""
-import itertools
 from pathlib import Path
 
 import mxnet as mx
@@ -7,7 +6,7 @@ import mxnet as mx
 from gluon_resnest import zoo
 from gluon_resnest.config import (
     ClassificationRecipe, DetectionRecipe, PanopticRecipe, PoseRecipe, SegmentationRecipe)
-from gluon_resnest.data.classification import read_class_names
+from gluon_resnest.data.classification import first_difference, read_class_names
 from gluon_resnest.engine import checkpoint
 from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.errors import UserError
@@ -110,12 +109,12 @@ def check_classes(workdir, names):
     if not before or not names:
         return
     # A file of names does not keep the spaces around them.
-    now = [name.strip() for name in names]
-    for number, (there, here) in enumerate(itertools.zip_longest(before, now)):
-        if there != here:
-            raise UserError(f"--workdir {workdir} holds a run of other classes (class {number}: "
-                            f"{there!r} there, {here!r} now); give another directory, or the "
-                            "images of that run")
+    found = first_difference(before, map(str.strip, names))
+    if found:
+        number, there, here = found
+        raise UserError(f"--workdir {workdir} holds a run of other classes (class {number}: "
+                        f"{there!r} there, {here!r} now); give another directory, or the images of "
+                        "that run")
 
 
 def kind_of_run(directory):
