@@ -14,9 +14,11 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_INDENTED = re.compile(r"^ {4}\S.*\n", re.MULTILINE)
 _PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"((?:tools|recipes)/\w+\.py)([^|;&>#\n]*)")
 _FLAG = re.compile(r"(?<!\S)(--[a-z][\w-]*)")
+_REMARK = re.compile(r"^ *python (?:tools|recipes)/.*?\S {2,}(?!#|\\)\S.*", re.MULTILINE)
 
 
 def broken_links(text, folder):
@@ -25,11 +27,21 @@ def broken_links(text, folder):
     return [link for link in links if link and not (folder / link).exists()]
 
 
+def blocks(text):
+    """Returns the fenced blocks of a page, and its indented lines as one more."""
+    return [*_BLOCK.findall(text), "".join(_INDENTED.findall(text))]
+
+
 def commands(text):
-    """Yields (script, [flag, ...]) of every command in the fenced blocks of a page."""
-    for block in _BLOCK.findall(text):
+    """Yields (script, [flag, ...]) of every command in the blocks of a page."""
+    for block in blocks(text):
         for script, words in _COMMAND.findall(block.replace("\\\n", " ")):
             yield script, _FLAG.findall(words)
+
+
+def remarks(text):
+    """Returns the command lines of a page that go on with words which no `#` hides from a shell."""
+    return [line for block in blocks(text) for line in _REMARK.findall(block)]
 
 
 @lru_cache(maxsize=None)
@@ -62,6 +74,11 @@ def test_commands_are_known(name):
     assert wrong_commands((ROOT / name).read_text()) == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_can_be_copied(name):
+    assert remarks((ROOT / name).read_text()) == []
+
+
 @pytest.mark.parametrize("name, result, shape", [
     ("README.md", "scores", (2, 10)), ("docs/pose.md", "joints", (1, 17, 3)),
     ("docs/segmentation.md", "logits", (1, 150, 96, 128))])
@@ -83,3 +100,7 @@ def test_the_checks_find_what_is_wrong(tmp_path):
     page = ("```\npython tools/predict.py x --topk 3 \\\n    --nonsense 1 > f  # --no\n"
             "python tools/absent.py\n```\n")
     assert wrong_commands(page) == ["tools/predict.py --nonsense", "tools/absent.py"]
+    assert wrong_commands("A:\n\n    python tools/predict.py x --wrong\n") == [
+        "tools/predict.py --wrong"]
+    page = "```\npython tools/a.py x    says x\npython tools/a.py x    # x\n```\n"
+    assert remarks(page) == ["python tools/a.py x    says x"]

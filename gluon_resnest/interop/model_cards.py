@@ -67,6 +67,6 @@ def render(segmentation):
 ## Everything else
 
 Detectors and pose networks with ResNeSt have no MXNet weights but GluonCV's Faster R-CNN; those
-of other systems are converted ([classification](classification.md), [detection](detection.md),
+of other systems are converted ([classifiers](migration.md#weight-files), [detection](detection.md),
 [pose](pose.md)) and are for what their authors say.
 """])

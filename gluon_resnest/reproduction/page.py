@@ -14,15 +14,15 @@ HEAD = """# Reproducing the tables
 Rendered by `python tools/render_results.py` from the tables in `gluon_resnest/reproduction/` and
 the results kept in `docs/results/`; a test compares. **Expected numbers are published ones**
 (an aim of this project's own is called so in its remark), measured ones are those of kept runs.
-What networks cost that are not detectors stands on the page of the [model zoo](model_zoo.md).
+What classifiers cost stands on the page of the [model zoo](model_zoo.md).
 
 ```
-python tools/reproduce.py --list                    the tables below, by name
+python tools/reproduce.py --list                    # the tables below, by name
 python tools/reproduce.py table3 --only resnest50 --dry-run -- --rec-train train.rec \\
     --rec-val val.rec
 python tools/reproduce.py table3 -np 8 -- --device gpu --rec-train train.rec --rec-val val.rec
 python tools/reproduce.py cifar1 --seeds 0,1,2 -- --data cifar10
-python tools/render_results.py runs/cifar10/*       keeps those that are finished, renders this page
+python tools/render_results.py runs/cifar10/*       # keeps those that are finished, renders this page
 ```
 
 What follows `--` goes to the recipe of every row; `{backbone}` in it becomes the row's own. A table
@@ -38,8 +38,8 @@ ResNet rows of detectors stand on `resnet50_msra` and `resnet101_msra`, those of
 first ([detection](detection.md#training), [segmentation](segmentation.md#training)).
 
 **Command**: what a row runs, with `python` before it, data and `--workdir` behind it; where it ends
-with `--eval-only`, also `--weights`, the newest checkpoint of its training. That is what the row of
-the training tells of; the best would have been chosen on the images that judge it.
+with `--eval-only`, also `--weights`, the newest checkpoint of its training, which the row of the
+training reports, too: the best one was chosen on the images that judge it.
 **GPU hours**: of one V100, by the model of [`--plan`](plan.md) with the speeds stated in
 `gluon_resnest/reproduction/cost.py`: classifiers, segmentation and pose networks in proportion of
 their multiply-accumulates to ResNeSt-50's 258 images/s at 224 px, detectors in proportion of their
@@ -47,7 +47,8 @@ backbones' to GluonCV's 3.46 images/s of Faster R-CNN on ResNeSt-50
 ([0137](decisions/0137-price-of-a-row.md)); evaluation and loading are left out, so expect more.
 **Verdict**: the mean over seeds may fall short of the first number by the tolerance, in points.
 Behind measured numbers are the seeds of the runs; with several, ± is the standard deviation of one.
-A run that another commit continued names the commits; an undisturbed one may differ from it.
+A run that another commit continued names the commits that were noted (older runs noted the first
+and the last); an undisturbed one may differ from it.
 """
 
 
