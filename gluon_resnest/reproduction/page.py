@@ -17,12 +17,12 @@ the results kept in `docs/results/`; a test compares. **Expected numbers are pub
 What classifiers cost stands on the page of the [model zoo](model_zoo.md).
 
 ```
-python tools/reproduce.py --list                    # the tables below, by name
+python tools/reproduce.py --list                 # the tables below, by name
 python tools/reproduce.py table3 --only resnest50 --dry-run -- --rec-train train.rec \\
     --rec-val val.rec
 python tools/reproduce.py table3 -np 8 -- --device gpu --rec-train train.rec --rec-val val.rec
 python tools/reproduce.py cifar1 --seeds 0,1,2 -- --data cifar10
-python tools/render_results.py runs/cifar10/*       # keeps those that are finished, renders this page
+python tools/render_results.py runs/cifar10/*    # keeps those that are finished, renders this page
 ```
 
 What follows `--` goes to the recipe of every row; `{backbone}` in it becomes the row's own. A table
