@@ -63,8 +63,8 @@ RECIPES = {
                       source="Table II; lr and constant schedule assumed")
        for entry, (network, _, top1) in TABLE_2.items()},
     "resnest14@stronger": STRONGER,
-    "resnest14@224": replace(REPORT, network="resnest14", crop_px=224, eval_px=224,
-                             expect_top1=None, source="not in the report: for --plan only"),
+    "resnest14@224": replace(REPORT, crop_px=224, eval_px=224, expect_top1=None,
+                             source="not in the report: for --plan only"),
 }
 
 if __name__ == "__main__":
