@@ -153,6 +153,9 @@ class DetectionDataset:
 class DetectionLoader:
     """Batches of images of one orientation, the same for any number of processes.
 
+    In training each worker pads its part of a step to its own largest image (decision 0118); an
+    evaluation's batches are the same for any number of workers.
+
     Args:
       dataset: DetectionDataset.
       batch: images of a step over all workers.
