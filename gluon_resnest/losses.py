@@ -7,7 +7,7 @@ class SoftCrossEntropy(HybridBlock):
     """Computes the cross entropy against target probabilities (paper, eq. 4).
 
     Call with `logits` (N, K) and `targets` (N, K), each row of which sums to one, or to the weight
-    of its image; returns the mean over N as a scalar of shape (1,).
+    of its image or mixture of images; returns the mean over N as a scalar of shape (1,).
     """
 
     def hybrid_forward(self, F, logits, targets):

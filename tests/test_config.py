@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from gluon_resnest.config import ClassificationRecipe, override
+from gluon_resnest.config import ClassificationRecipe, DetectionRecipe, override
 from gluon_resnest.errors import UserError
 
 RECIPE = ClassificationRecipe(network="resnest14", source="a test")
@@ -57,6 +57,16 @@ def test_mistakes_answer_back(words, message):
       "data_order": "shards"}, ["the order of the images"])])
 def test_what_depends_on_the_number_of_workers_is_named(changes, phrases):
     assert list(dataclasses.replace(RECIPE, **changes).per_worker) == phrases
+
+
+@pytest.mark.parametrize("changes, phrases", [
+    ({"norm": "batch", "normalize": "local", "dropblock": 0.1},
+     ["which images a batch norm sees", "how images are padded", "what losses are divided by",
+      "what DropBlock draws"]),
+    ({"norm": "frozen"}, ["how images are padded"])])
+def test_what_depends_on_the_number_of_workers_is_named_in_detection(changes, phrases):
+    recipe = DetectionRecipe(network="mask_rcnn_fpn_resnest50_coco", source="a test", **changes)
+    assert list(recipe.per_worker) == phrases
 
 
 def test_a_published_value_is_expected_of_its_own_evaluation_only():

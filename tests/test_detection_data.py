@@ -391,6 +391,9 @@ def test_less_than_a_tenth_of_the_pixels_is_padding(data_root, capsys):
             grouped.append(data.plan)
     share = padded_share(dataset, grouped)
     plain = padded_share(dataset, [TrainPlan(49, 16, rank, 8, 0) for rank in range(8)])
+    with DetectionLoader(dataset, batch=16, rank=0, size=1, seed=0, workers=0) as data:
+        whole = padded_share(dataset, [data.plan])
     with capsys.disabled():
-        print(f"padded pixels: {100 * share:.1f} %, {100 * plain:.1f} % in random order")
+        print(f"padded pixels: {100 * share:.1f} %, {100 * plain:.1f} % in random order, "
+              f"{100 * whole:.1f} % padded to the largest image of a step")
     assert share < 0.1 < plain

@@ -183,19 +183,26 @@ def test_balanced_weights_by_hand():
     assert np.mean(weights[[0, 0, 0, 2]]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_class_weights_multiply_whole_images_and_are_one_on_average(folder, mixup):
-    recipe = dataclasses.replace(RECIPE, label_smoothing=0.2, mixup_alpha=mixup, flip=False,
-                                 batch=17)
-    task, plain = make_task(folder, recipe), make_task(
-        folder, dataclasses.replace(recipe, class_weights="none"))
-    weights = balanced_weights(task._train.dataset.labels, 2)
-    (_, targets), (_, shares) = (map(mx.nd.NDArray.asnumpy, next(each.batches(0)))
-                                 for each in (task, plain))
-    # A smoothed share is .1 + .8 times the unsmoothed one; an image weighs what it shows.
-    own = (shares - 0.1) / 0.8 @ weights
-    np.testing.assert_allclose(targets, shares * own[:, None], rtol=1e-5)
+def targets_of(folder, **changes):
+    """Returns the targets of the first batch, of all 17 images."""
+    recipe = dataclasses.replace(RECIPE, label_smoothing=0.2, flip=False, batch=17, **changes)
+    return next(make_task(folder, recipe).batches(0))[1].asnumpy()
+
+
+def test_class_weights_multiply_whole_images_and_are_one_on_average(folder):
+    targets, shares = targets_of(folder), targets_of(folder, class_weights="none")
+    weights = balanced_weights(make_task(folder)._train.dataset.labels, 2)
+    np.testing.assert_allclose(targets, shares * weights[shares.argmax(1)][:, None], rtol=1e-5)
     assert weights[0] < 1 < weights[1] and targets.sum() == pytest.approx(17, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
+def test_mixing_moves_no_weight_between_classes(folder, kind):
+    # One lambda and partners in reversed order: a batch keeps the total of each class.
+    mixed, plain = targets_of(folder, **{kind: 0.4}), targets_of(folder)
+    assert abs(mixed - plain).max() > 0.1
+    np.testing.assert_allclose(mixed.sum(0), plain.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(mixed.sum(0), [8.5, 8.5], rtol=1e-5)
 
 
 def test_values_to_start_from_are_missed_aloud(folder, trained_file, caplog):

@@ -106,3 +106,12 @@ def test_evaluation_sees_each_sample_once(size):
     assert sorted(seen) == list(range(len(GROUPS)))
     if size == 1:
         assert [shapes[index] for index in seen] == sorted(shapes)
+
+
+@pytest.mark.parametrize("size", [2, 3, 14])
+def test_batches_of_an_evaluation_are_the_same_for_any_number_of_workers(size):
+    alone = [tuple(each) for each in steps(SortedEvalPlan(GROUPS, 2), 6)]
+    dealt = {tuple(each) for rank in range(size)
+             for plan in [SortedEvalPlan(GROUPS, 2 * size, rank, size)]
+             for each in steps(plan, plan.steps_per_epoch) if len(each)}
+    assert dealt == set(alone)

@@ -131,6 +131,17 @@ def test_pixels_and_polygons_of_a_rectangle_move_alike(mirrored):
                                   decoded(moved_mask(SQUARE, (15, 12), move), 20, 24))
 
 
+@pytest.mark.parametrize("size, moved", [((48, 30), (80, 50)), ((33, 47), (20, 31))])
+def test_pixels_show_what_is_at_their_centres(size, moved):
+    pixels = np.random.default_rng(0).integers(0, 9, size).astype(np.uint8)
+    rows, columns = (((np.arange(after) + 0.5) * before / after).astype(int)
+                     for before, after in zip(size, moved))
+    move = Move((0, 0, *size), *moved)
+    np.testing.assert_array_equal(move.mask(pixels), pixels[rows][:, columns])
+    np.testing.assert_array_equal(move._replace(mirrored=True).mask(pixels[:, ::-1]),
+                                  move.mask(pixels))
+
+
 def test_mirroring_twice_is_nothing():
     boxes = np.array([[1, 2, 5, 7], [0, 0, 12, 15]], np.float32)
     mirror = Move((0, 0, 15, 12), 15, 12, True)

@@ -1,4 +1,5 @@
 """LVIS: its json as a source, its evaluation by the official package, a run through a recipe."""
+import argparse
 import copy
 import json
 
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 
 from gluon_resnest import cli
+from gluon_resnest.config import DetectionRecipe
 from gluon_resnest.data.instances import ground_truth
 from gluon_resnest.data.lvis import exhaustive, read_lvis
 from gluon_resnest.data.shapes import ShapeInstances
+from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import MissingExtra, UserError
 from gluon_resnest.recipes import mask_rcnn
 from gluon_resnest.tasks import lvis_evaluation
 from gluon_resnest.tasks.detection import Detection
+from gluon_resnest.tasks.detection_data import DetectionData
 from gluon_resnest.tasks.lvis_evaluation import lvis_ap
 
 SIZE = (40, 60)
@@ -208,6 +212,19 @@ def test_files_of_one_s_own_and_images_without_annotations_are_read(tmp_path):
     source = read_lvis(write(tmp_path, content), tmp_path)
     assert source.file(1) == tmp_path / "val2017/000000000002.jpg"
     assert not len(source.objects(1).ids)
+
+
+def test_picked_images_are_judged_by_the_file_s_own_annotations(tmp_path):
+    content = annotated()
+    file = write(tmp_path, content)
+    recipe = DetectionRecipe(network="faster_rcnn_fpn_resnest_tiny_lvis", source="a test",
+                             dataset="lvis", classes=4, pick=1, short_px="80", eval_px=80,
+                             max_px=120)
+    run = argparse.Namespace(data="real", root=None, train_annotations=str(file),
+                             train_images=str(tmp_path), val_annotations=None, val_images=None)
+    truth = DetectionData(recipe, run, Comm(), masks=False).truth()
+    assert truth == {"images": content["images"][:1], "categories": content["categories"],
+                     "annotations": content["annotations"][:2]}
 
 
 def without(table, field):

@@ -1,5 +1,6 @@
 """COCO's panoptic files bit for bit, contradictions in one sentence; labels of pixels; drawings."""
 import json
+import pickle
 import shutil
 
 import cv2
@@ -11,7 +12,7 @@ from gluon_resnest.data.detection import IGNORED, DetectionDataset, DetectionLoa
 from gluon_resnest.data.detection_transforms import TrainTransform
 from gluon_resnest.data.landscapes import STUFF, ShapeLandscapes, draw_ground
 from gluon_resnest.data.panoptic import (
-    VOID, colors_of, described, ids_of, png, read_panoptic, write_panoptic)
+    VOID, PanopticFiles, colors_of, described, ids_of, png, read_panoptic, write_panoptic)
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.data.shapes import SLIVER
 from gluon_resnest.errors import UserError
@@ -47,13 +48,13 @@ def test_segments_are_described_as_in_coco():
 def test_the_official_sample_goes_through_reader_and_writer_bit_for_bit(data_root, tmp_path):
     sample = data_root / "coco_panoptic_sample/sample_data/panoptic_examples.json"
     files = read_panoptic(sample)
-    known = files.categories()
-    names = {row["image_id"]: row["file_name"] for row in files.content["annotations"]}
+    known, content = files.categories(), json.loads(sample.read_text())
+    names = {row["image_id"]: row["file_name"] for row in content["annotations"]}
     found = {image_id: files.read(image_id, known) for image_id in files.image_ids}
-    write_panoptic(tmp_path / "copy.json", files.content,
+    write_panoptic(tmp_path / "copy.json", content,
                    [(names[image_id], png(each.ids)) for image_id, each in found.items()])
     copied = read_panoptic(tmp_path / "copy.json")
-    assert len(copied) == 2 and copied.content == json.loads(sample.read_text())
+    assert len(copied) == 2 and json.loads((tmp_path / "copy.json").read_text()) == content
     for image_id, name in names.items():
         pixels = [cv2.imread(str(folder / name)) for folder in
                   (sample.with_suffix(""), tmp_path / "copy")]
@@ -97,6 +98,16 @@ def test_files_that_agree_are_read(tmp_path):
     found = files.read(3, files.categories())
     np.testing.assert_array_equal(found.ids, IDS)
     assert found.segments == content()["annotations"][0]["segments_info"] and 3 in files
+
+
+def test_loader_processes_get_less_than_the_json_says():
+    json_of_many = {"annotations": [
+        {"image_id": image, "file_name": f"{image}.png", "segments_info": [
+            {"id": 37 * image * number, "category_id": number, "area": 777 * number + image,
+             "bbox": [number, image, 30 + number, 40 + image], "iscrowd": 0}
+            for number in range(1, 12)]} for image in range(1, 101)]}
+    files = PanopticFiles(json_of_many, "folder", "a.json")
+    assert len(pickle.dumps(files)) < 0.7 * len(pickle.dumps(json_of_many))
 
 
 @pytest.mark.parametrize("change, sentence", [

@@ -103,7 +103,7 @@ def test_many_workers_are_one_and_the_files_are_what_was_judged(tmp_path):
                           for index in range(4)],
                          {number: bool(row["isthing"]) for number, row in known.items()})
     assert metrics == {name: alone[name] for name in metrics}
-    assert sum(len(row["segments_info"]) for row in files.content["annotations"]) > 4
+    assert sum(len(files.read(number, known).segments) for number in files.image_ids) > 4
 
 
 def test_views_at_several_scales_and_mirrors_are_evaluated():

@@ -81,6 +81,16 @@ def test_a_detector_is_planned_in_iterations():
     assert more.activation_bytes - made.activation_bytes > 4 * 512 * 256 * 49 * 5
 
 
+def test_a_detector_is_planned_with_images_of_its_max_pixels():
+    recipe = DetectionRecipe(network="faster_rcnn_fpn_resnest14_coco", source="a test",
+                             short_px="64", max_px=224, eval_px=64)
+    cluster = Cluster(images=160, workers=2, images_per_second=1)
+    bounded = dataclasses.replace(recipe, max_pixels=64 * 100)
+    assert detection_workload(bounded, cluster) == detection_workload(
+        dataclasses.replace(recipe, max_px=96), cluster)
+    assert detection_workload(bounded, cluster) != detection_workload(recipe, cluster)
+
+
 def test_a_pose_network_is_planned():
     recipe = PoseRecipe(network="resnest14", source="a test", batch=256)
     made = pose_workload(recipe, Cluster(images=2560, workers=2, images_per_second=1))

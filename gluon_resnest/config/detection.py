@@ -188,6 +188,7 @@ class DetectionRecipe(Recipe):
         """What depends on how many workers share a batch; see `Recipe`."""
         return tuple(phrase for phrase, holds in (
             ("which images a batch norm sees", "batch" in self.norms),
+            ("how images are padded", True),
             ("what losses are divided by", self.normalize == "local"),
             ("what DropBlock draws", self.dropblock)) if holds)
 

@@ -18,6 +18,7 @@ LANDSCAPE, PORTRAIT = 0, 1
 _OBJECTS_BYTES = 1 << 19        # of a row, for an image's objects and labels
 _FAST = 1                       # of zlib's levels
 IGNORED = 255                   # label of a pixel that has no class
+DIVISOR = 32                    # of padded sides
 
 
 class DetectionSample(NamedTuple):
@@ -152,6 +153,9 @@ class DetectionDataset:
 class DetectionLoader:
     """Batches of images of one orientation, the same for any number of processes.
 
+    In training each worker pads its part of a step to its own largest image (decision 0118); an
+    evaluation's batches are the same for any number of workers.
+
     Args:
       dataset: DetectionDataset.
       batch: images of a step over all workers.
@@ -175,7 +179,7 @@ class DetectionLoader:
     """
 
     def __init__(self, dataset, *, batch, rank, size, seed, workers, train=True, factors=None,
-                 max_pixels=None, divisor=32):
+                 max_pixels=None, divisor=DIVISOR):
         self.dataset = _limited(dataset, max_pixels, divisor)
         self._seed, self._divisor = seed, divisor
         if train:
@@ -244,7 +248,7 @@ def _stacked_labels(samples, size):
     return labels
 
 
-def stack(images, transform, divisor=32):
+def stack(images, transform, divisor=DIVISOR):
     """Normalises images and pads them to one size.
 
     Args:
@@ -318,13 +322,29 @@ def unpack(row):
                            original, labels)
 
 
-def _limited(dataset, max_pixels, divisor):
-    """Returns the dataset with the longer side so short that no padded image is too large."""
-    if max_pixels is None:
-        return dataset
-    short = -(-dataset.transform.largest_short_px // divisor) * divisor
+def longest_px(short_px, max_pixels, divisor=DIVISOR):
+    """Returns how long the longer side may be, so that a padded image has at most `max_pixels`.
+
+    Args:
+      short_px: largest shorter side.
+      max_pixels: height times width of a padded image.
+      divisor: of the padded sides.
+
+    Raises:
+      UserError: if not even a square of the shorter side has so few.
+    """
+    short = -(-short_px // divisor) * divisor
     longest = max_pixels // short // divisor * divisor
     if longest < short:
         raise UserError(f"expected max_pixels of at least {short * short} for a shorter side of "
                         f"{short} pixels, got {max_pixels}; raise it or lower the shorter side")
-    return dataset.transformed(dataset.transform.limited(longest))
+    return longest
+
+
+def _limited(dataset, max_pixels, divisor):
+    """Returns the dataset with the longer side so short that no padded image is too large."""
+    if max_pixels is None:
+        return dataset
+    transform = dataset.transform
+    return dataset.transformed(transform.limited(
+        longest_px(transform.largest_short_px, max_pixels, divisor)))

@@ -107,14 +107,20 @@ class GroupedPlan:
 class SortedEvalPlan:
     """Says which samples a worker evaluates at every step; all workers together: each one once.
 
-    An `EvalPlan` in the order of the shapes, so that those of a batch are alike.
+    Has the interface of `EvalPlan`. The samples are in the order of the shapes, so that those of a
+    batch are alike, and dealt out in whole batches of `batch` over `size`: which samples are
+    together, and so how they are padded, does not depend on how many workers there are.
     """
 
     def __init__(self, shapes, batch, rank=0, size=1):
         self._order = np.array(sorted(range(len(shapes)), key=shapes.__getitem__), np.int64)
-        self._plan = EvalPlan(len(self._order), batch, rank, size)
-        self.batch, self.steps_per_epoch = self._plan.batch, self._plan.steps_per_epoch
+        plan = EvalPlan(len(self._order), batch, rank, size)
+        self.batch, self.steps_per_epoch = plan.batch, plan.steps_per_epoch
+        self._rank, self._size = rank, size
 
     def indices(self, epoch, step):
         """Returns this worker's samples at `step`, whatever the epoch: int64 (0..batch,)."""
-        return self._order[self._plan.indices(epoch, step)]
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"an epoch has steps 0..{self.steps_per_epoch - 1}, got {step}")
+        start = (step * self._size + self._rank) * self.batch
+        return self._order[start:start + self.batch]

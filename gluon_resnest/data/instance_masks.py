@@ -1,8 +1,8 @@
 """Masks of objects: COCO's polygons and run lengths, moved with their image, decoded if needed."""
 from typing import NamedTuple, Tuple
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from gluon_resnest.errors import MissingExtra
 
@@ -45,11 +45,15 @@ class Move(NamedTuple):
         return np.clip(moved, 0, limits).reshape(-1, 4).astype(np.float32)
 
     def mask(self, mask):
-        """Returns a mask uint8 (H, W) of the image in the result, resized to the nearest."""
+        """Returns a mask uint8 (H, W) of the image in the result.
+
+        Each pixel is what the mask has at its centre: OpenCV's nearest is that of its corner.
+        """
         top, left, height, width = self.window
         cut = np.ascontiguousarray(mask[top:top + height, left:left + width], np.uint8)
         if cut.shape != (self.height, self.width):
-            cut = cv2.resize(cut, (self.width, self.height), interpolation=cv2.INTER_NEAREST)
+            cut = np.asarray(Image.fromarray(cut).resize((self.width, self.height),
+                                                         Image.NEAREST))
         return cut[:, ::-1] if self.mirrored else cut
 
 

@@ -1,7 +1,7 @@
 """Label smoothing, mixup and CutMix: who is mixed with whom and how much, and the targets.
 
-Plans are functions of (seed, epoch, sample numbers) and live on the host; applying one to images
-is `keep * x + (1 - keep) * x[partner]`, here in numpy (`mix_images`), in training on the device.
+Plans are functions of (seed, epoch, sample numbers) and live on the host; applying one to images,
+`keep * x + (1 - keep) * x[partner]`, is the task's part, on the device.
 
 Two modes. "batch", what trained the published weights: one lambda for the worker's batch, keyed
 by its first sample, partners in reversed order (paper, section 5.1). "example", what section 4.2
@@ -94,22 +94,7 @@ def box_mask(boxes, height, width):
     return (~inside).astype(np.float32)
 
 
-def mix_images(images, keep, partner):
-    """Computes keep * x + (1 - keep) * x[partner].
-
-    Args:
-        images: (b, C, H, W).
-        keep: (b,) lambdas of mixup, or the (b, 1, H, W) mask of CutMix.
-        partner: (b,) positions in the batch.
-
-    Returns:
-        (b, C, H, W) of the images' dtype.
-    """
-    keep = keep.reshape(len(images), 1, *(keep.shape[2:] or (1, 1))).astype(images.dtype)
-    return keep * images + (1 - keep) * images[partner]
-
-
-def soft_targets(labels, lam, partner, classes, smoothing, formula="uniform"):
+def soft_targets(labels, lam, partner, classes, smoothing, formula="uniform", weights=None):
     """Builds the target distributions of a mixed batch.
 
     Args:
@@ -119,9 +104,12 @@ def soft_targets(labels, lam, partner, classes, smoothing, formula="uniform"):
         smoothing: eta in 0..1; 0 gives one-hot rows.
         formula: "uniform" trained the published weights: 1 - eta + eta/K on the class, eta/K
             elsewhere. "paper" is its eq. 5: 1 - eta on the class, eta/(K - 1) elsewhere.
+        weights: float32 (K,), what an image of each class counts, or None: one. Each image brings
+            its own into a mixture: weighing the mixture would pass a rare image's weight on to
+            its partner's label.
 
     Returns:
-        float32 (b, K); rows sum to one.
+        float32 (b, K); rows sum to one, or to the mixture of both images' weights.
 
     Raises:
         UserError: for a label out of range, an impossible smoothing or an unknown formula.
@@ -138,6 +126,8 @@ def soft_targets(labels, lam, partner, classes, smoothing, formula="uniform"):
     on = 1 - (classes - 1) * off
     rows = np.full((len(labels), classes), off, dtype=np.float32)
     rows[np.arange(len(labels)), labels] = on
+    if weights is not None:
+        rows *= weights[labels][:, None]
     lam = np.asarray(lam, dtype=np.float32)[:, None]
     return lam * rows + (1 - lam) * rows[partner]
 

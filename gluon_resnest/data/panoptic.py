@@ -7,6 +7,7 @@ al. 2019, Panoptic Segmentation; cocodataset.org, format of results).
 import io
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,13 +76,14 @@ def described(ids, categories, crowd=()):
 class PanopticFiles:
     """The content of a panoptic json and the folder of its PNGs, read when asked for.
 
+    Every loader process has a copy: segments are kept as compressed text, a tenth of their dicts.
+
     Args:
       content: of the json.
       folder: of the PNGs.
       source: the json's name, for messages.
 
     Attributes:
-      content: as given.
       image_ids: list of int, COCO's numbers of the annotated images, in the order of the file.
 
     Raises:
@@ -89,14 +91,16 @@ class PanopticFiles:
     """
 
     def __init__(self, content, folder, source):
-        self.content, self._folder, self._source = content, Path(folder), source
-        rows = self._table("annotations", {"image_id": int, "file_name": str,
-                                           "segments_info": list})
-        self._rows = {row["image_id"]: row for row in rows}
+        self._folder, self._source = Path(folder), source
+        rows = self._table(content, "annotations", {"image_id": int, "file_name": str,
+                                                    "segments_info": list})
+        self._rows = {row["image_id"]: (row["file_name"], _packed(row["segments_info"]))
+                      for row in rows}
         if len(self._rows) < len(rows):
             raise UserError(f"{source} lists an image more than once; keep one of its entries")
         self.image_ids = list(self._rows)
-        sized = self._table("images", {"id": int}) if "images" in content else []
+        self._categories = {"categories": content.get("categories")}
+        sized = self._table(content, "images", {"id": int}) if "images" in content else []
         self._sizes = {row["id"]: (row["height"], row["width"])
                        for row in sized if "height" in row and "width" in row}
 
@@ -105,7 +109,8 @@ class PanopticFiles:
 
     def categories(self):
         """Returns {category_id: its entry in the json, with "name" and "isthing"}, by id."""
-        rows = self._table("categories", {"id": int, "name": str, "isthing": int})
+        rows = self._table(self._categories, "categories",
+                           {"id": int, "name": str, "isthing": int})
         return {row["id"]: row for row in sorted(rows, key=lambda row: row["id"])}
 
     def __contains__(self, image_id):
@@ -113,7 +118,7 @@ class PanopticFiles:
 
     def name(self, image_id):
         """Returns what an error message calls an image."""
-        return f"{self._folder / self._rows[image_id]['file_name']} (image {image_id})"
+        return f"{self._folder / self._rows[image_id][0]} (image {image_id})"
 
     def read(self, image_id, categories):
         """Returns the `Panoptic` of an image, whose PNG and json agree.
@@ -125,9 +130,9 @@ class PanopticFiles:
         Raises:
           UserError: if the PNG cannot be read, or contradicts the json; names both.
         """
-        row = self._rows[image_id]
-        found = Panoptic(ids_of(images.load(self._folder / row["file_name"])),
-                         row["segments_info"])
+        file, segments = self._rows[image_id]
+        found = Panoptic(ids_of(images.load(self._folder / file)),
+                         json.loads(zlib.decompress(segments)))
         self._check(found, image_id, categories)
         return found
 
@@ -171,8 +176,8 @@ class PanopticFiles:
             listed[segment["id"]] = segment
         return listed
 
-    def _table(self, table, fields):
-        rows = self.content.get(table) if isinstance(self.content, dict) else None
+    def _table(self, content, table, fields):
+        rows = content.get(table) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(
                 isinstance(row, dict) and all(isinstance(row.get(name), kind)
                                               for name, kind in fields.items()) for row in rows):
@@ -180,6 +185,10 @@ class PanopticFiles:
             raise UserError(f"{self._source} is no panoptic json of COCO: it needs a list of "
                             f"{table}, each with {needed}; give a panoptic_*.json")
         return rows
+
+
+def _packed(segments):
+    return zlib.compress(json.dumps(segments).encode())
 
 
 def read_panoptic(json_path, folder=None):

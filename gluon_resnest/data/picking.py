@@ -6,34 +6,42 @@ class Picked:
     """Some images of a source, itself a source; see `instances`.
 
     Args:
-      source: what they are taken from.
+      source: what they are taken from, kept as an attribute.
       numbers: their indices in it.
     """
 
     def __init__(self, source, numbers):
         self.class_names, self.category_ids = source.class_names, source.category_ids
-        self._source, self._numbers = source, list(numbers)
+        self.source, self._numbers = source, list(numbers)
 
     def __len__(self):
         return len(self._numbers)
 
     def image_id(self, index):
-        return self._source.image_id(self._numbers[index])
+        return self.source.image_id(self._numbers[index])
 
     def size(self, index):
-        return self._source.size(self._numbers[index])
+        return self.source.size(self._numbers[index])
 
     def name(self, index):
-        return self._source.name(self._numbers[index])
+        return self.source.name(self._numbers[index])
 
     def learnable(self, index):
-        return self._source.learnable(self._numbers[index])
+        return self.source.learnable(self._numbers[index])
 
     def read(self, index):
-        return self._source.read(self._numbers[index])
+        return self.source.read(self._numbers[index])
 
     def objects(self, index):
-        return self._source.objects(self._numbers[index])
+        return self.source.objects(self._numbers[index])
+
+    def part_of(self, content):
+        """Returns the content of the source's annotation file, of these images only."""
+        own = {self.image_id(index) for index in range(len(self))}
+        return {**content,
+                "images": [each for each in content["images"] if each["id"] in own],
+                "annotations": [each for each in content["annotations"]
+                                if each["image_id"] in own]}
 
 
 def pick_clear(source, count, transform, least_px=16):

@@ -232,10 +232,8 @@ class Classification:
         images, labels = batch.arrays
         keep, lam, partner = _mixing_plan(recipe, batch)
         targets = mixing.soft_targets(labels, lam, partner, recipe.classes,
-                                      recipe.label_smoothing, recipe.smoothing_formula)
-        if self._class_weights is not None:
-            weights = self._class_weights[labels]
-            targets *= (lam * weights + (1 - lam) * weights[partner])[:, None]
+                                      recipe.label_smoothing, recipe.smoothing_formula,
+                                      self._class_weights)
         images = to_device(images, self._context)
         if keep is not None:
             keep = to_device(keep.reshape(len(lam), 1, *(keep.shape[2:] or (1, 1))), self._context)

@@ -8,7 +8,7 @@ from gluon_resnest.data.detection_transforms import EvalTransform, TrainTransfor
 from gluon_resnest.data.instances import ground_truth
 from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.lvis import exhaustive, read_lvis
-from gluon_resnest.data.picking import pick_clear
+from gluon_resnest.data.picking import Picked, pick_clear
 from gluon_resnest.data.repeat_factor import repeat_factors
 from gluon_resnest.data.shapes import KINDS, ShapeInstances
 from gluon_resnest.data.synthetic import SyntheticDetection
@@ -99,6 +99,8 @@ class DetectionData:
         source = self._source("val")
         if isinstance(source, CocoInstances):
             return read_json(self._files("val")[0])
+        if isinstance(source, Picked) and isinstance(source.source, CocoInstances):
+            return source.part_of(read_json(self._files("train")[0]))
         truth = ground_truth(source)
         return exhaustive(truth) if self._recipe.dataset == "lvis" else truth
 

@@ -3,6 +3,7 @@ import math
 
 from mxnet.gluon import nn
 
+from gluon_resnest.data.detection import DIVISOR, longest_px
 from gluon_resnest.data.keypoints import JOINTS
 from gluon_resnest.data.sampling import TrainPlan
 from gluon_resnest.engine.plan import Workload
@@ -11,8 +12,6 @@ from gluon_resnest.models.detection.rcnn import BOX_SIZE, MASK_SIZE
 from gluon_resnest.models.detection.semantic_head import LEVELS
 from gluon_resnest.tasks.detector import build_detector, build_panoptic
 from gluon_resnest.zoo import get_model, pose_model, segmentation_model
-
-_DIVISOR = 32       # of padded sides of a detector's images
 
 
 def classification_workload(recipe, cluster):
@@ -86,7 +85,10 @@ def _roi_bytes(net):
 
 def _padded(recipe):
     """Returns height and width of the largest batch of a DetectionRecipe."""
-    return [-(-side // _DIVISOR) * _DIVISOR for side in (max(recipe.short_sides), recipe.max_px)]
+    short, longest = max(recipe.short_sides), recipe.max_px
+    if recipe.max_pixels is not None:
+        longest = min(longest, longest_px(short, recipe.max_pixels))
+    return [-(-side // DIVISOR) * DIVISOR for side in (short, longest)]
 
 
 def _bytes(net, height, width, **shape):
