@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from gluon_resnest.data import keypoints
 from gluon_resnest.data.keypoints import (
     JOINTS, PARTNERS, SKELETON, PersonDataset, SyntheticPersons, clip, read_annotations,
     read_detections)
 from gluon_resnest.data.pose_transforms import PersonCrop, crop_matrix, inverse, mirror, move
 from gluon_resnest.data.sampling import random_for
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
 
 WIDTH, HEIGHT = 80, 60
@@ -260,7 +260,7 @@ def test_coco_samples_read_as_pycocotools_reads_them(data_root):
     for file in (data_root / "coco_keypoints_sample/test_coco.json",
                  data_root / "tiny_coco/annotations/person_keypoints_val2017.json"):
         persons = read_annotations(file, file.parent)
-        truth = keypoints.read_json(file)
+        truth = read_json(file)
         labelled = [a for a in copy.deepcopy(truth["annotations"])
                     if a["num_keypoints"] and not a["iscrowd"]]
         assert len(persons) == len(labelled)

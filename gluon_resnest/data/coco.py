@@ -14,7 +14,7 @@ import numpy as np
 
 from gluon_resnest.data import instances
 from gluon_resnest.data.instances import Annotations
-from gluon_resnest.data.keypoints import read_json
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
 
 _LARGEST_PX = 1 << 20       # side of an image
