@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 
 import numpy as np
@@ -167,6 +168,9 @@ def test_folder_samples_are_what_the_files_hold(tmp_path):
     ({"cat": ["a.png"], "dgo": ["b.png"]}, {"class_names": ["cat", "dog"]},
      "'dgo', which is none of the 2 classes; did you mean 'dog'"),
     ({"cat": ["a.png"], "dog": ["b.png"]}, {"classes": 1}, "at most 1 classes in .*, got 2"),
+    ({"cat ": ["a.png"]}, {}, "class folder 'cat ', whose name begins or ends with a space, so"),
+    ({"a\nb": ["a.png"]}, {}, r"class folder 'a\\nb', whose name has a line break"),
+    ({os.fsdecode(b"K\xe4fer"): ["a.png"]}, {}, r"folder 'K\\udce4fer', whose name is no UTF-8"),
 ])
 def test_folders_that_do_not_serve_are_refused(tmp_path, folders, arguments, message):
     root = tmp_path / "pictures"

@@ -137,6 +137,8 @@ def test_polygons_of_fewer_than_three_points_are_no_mask(write):
     ({"images": [{"id": 4, "file_name": 5, "height": 2, "width": 3}]},
      "image 4 has 5 where a name is expected"),
     ({"categories": [{"id": 4, "name": None}]}, "category 4 has None where a name is expected"),
+    ({"categories": [{"id": 4, "name": " "}]}, "category 4 has the name ' ', which is empty"),
+    ({"categories": [{"id": 4, "name": "a\nb"}]}, "category 4 has the name .*has a line break"),
     ({"annotations": [3]}, "an entry of annotations that lacks some of"),
     ({"annotations": [annotation(image_id=[7])]}, r"belongs to image \[7\], which"),
     ({"annotations": [annotation(bbox="1234")]}, "annotation 1 has '1234' where 4 finite"),

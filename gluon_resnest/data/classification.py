@@ -154,7 +154,8 @@ def list_folder(root, class_names=None):
       then by path.
 
     Raises:
-      UserError: if there is no such folder, a class folder is unknown or without images.
+      UserError: if there is no such folder, a class folder is unknown or without images, or its
+        name is none that a file of names can hold.
     """
     root = Path(root)
     if not root.is_dir():
@@ -164,6 +165,11 @@ def list_folder(root, class_names=None):
                      if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise UserError(f"{root} contains no folders; expected a folder of images for each class")
+    for folder in folders:
+        fault = name_fault(folder) or folder != folder.strip() and "begins or ends with a space"
+        if fault:
+            raise UserError(f"{root} has a class folder {folder!a}, whose name {fault}, so that no "
+                            "file of class names can hold it; rename it")
     names = list(class_names) if class_names else folders
     labels = {name: label for label, name in enumerate(names)}
     items = []
@@ -173,6 +179,22 @@ def list_folder(root, class_names=None):
                             f"classes{nearest(folder, names)}")
         items += [(labels[folder], file) for file in _images_below(root, folder)]
     return items, names
+
+
+def name_fault(name):
+    """Returns what keeps a class name out of a file of names, one a line, or None.
+
+    The spaces around a name are not kept there.
+    """
+    if not name.strip():
+        return "is empty"
+    if "\n" in name:
+        return "has a line break"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "is no UTF-8"
+    return None
 
 
 def read_class_names(path, distinct=True):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnest.data import instances
+from gluon_resnest.data.classification import name_fault
 from gluon_resnest.data.instances import Annotations
 from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
@@ -61,6 +62,11 @@ class CocoInstances:
         order = np.argsort(ids)
         self.category_ids = ids[order]
         names = self._texts("category", ids, names)
+        for number, name in zip(ids, names):
+            fault = name_fault(name)
+            if fault:
+                raise self._wrong("category", number, f"has the name {name!a}, which {fault}; give "
+                                  "it a name of one line")
         self.class_names = tuple(names[number] for number in order)
         ids, files, heights, widths = self._columns(
             content, "images", ("id", "file_name", "height", "width"))
