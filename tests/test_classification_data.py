@@ -272,6 +272,11 @@ def test_class_names_may_repeat_where_they_only_label(tmp_path):
     assert names == ["crane", "maillot", "crane"]
 
 
+def test_a_byte_order_mark_and_strange_ends_of_lines_do_not_change_class_names(tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffant\r\nbee\u2028hive\r\n".encode())
+    assert read_class_names(tmp_path / "names.txt") == ["ant", "bee\u2028hive"]
+
+
 def test_synthetic_images_are_a_function_of_seed_and_index():
     one, same, other = (SyntheticClassification(30, (6, 9), 4, seed) for seed in (0, 0, 1))
     for index in (0, 7, 29):

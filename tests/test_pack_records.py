@@ -233,6 +233,11 @@ def test_an_im2rec_list_is_packed_with_its_own_indices(tree, tmp_path):
         assert data == (tree / item.file).read_bytes()
 
 
+def test_a_list_may_have_a_byte_order_mark_and_other_ends_of_lines(tmp_path):
+    (tmp_path / "some.lst").write_bytes("\ufeff4\t0\tant/a\u2028.jpg\r\n".encode())
+    assert list_items(tmp_path / "some.lst") == [Item(0, 4, "ant/a\u2028.jpg")]
+
+
 @pytest.mark.parametrize("text, message", [
     ("", "is empty"),
     ("0\t1\ta.jpg\n1 1 b.jpg\n", "line 2 of .* should be an index, a tab"),

@@ -7,6 +7,7 @@ import numpy as np
 
 from gluon_resnest.data import images
 from gluon_resnest.data.recordio import RecordFile, sidecar
+from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError, nearest
 
 
@@ -201,14 +202,14 @@ def read_class_names(path, distinct=True):
     """Returns the class names of a text file, one a line, in the order of the classes.
 
     Args:
-      path: UTF-8 text.
+      path: UTF-8 text, with a byte order mark or without.
       distinct: refuse a name that occurs twice; names that only label pictures may.
 
     Raises:
       UserError: if the file cannot be read, is empty, or has an empty line or a repeated name.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = text_lines(Path(path).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read class names from {str(path)!r} ({error}); expected UTF-8 "
                         "text, one name a line") from error

@@ -17,6 +17,7 @@ from gluon_resnest.data.classification import list_folder
 from gluon_resnest.data.processes import in_order
 from gluon_resnest.data.recordio import RecordWriter, sidecar, write_whole
 from gluon_resnest.data.sampling import random_for
+from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError
 
 _MAX_LABEL = 1 << 24            # labels are float32, which counts no further
@@ -73,7 +74,7 @@ def list_items(path):
       UserError: names the line that is not like that.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = text_lines(Path(path).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the list {path} cannot be read ({error})") from error
     items, lines_of = [], {}

@@ -19,6 +19,7 @@ from gluon_resnest.data.coco_masks import CROWD, CocoMasks
 from gluon_resnest.data.mask_packing import CLASS_NAMES, PackedPairs
 from gluon_resnest.data.recordio import sidecar
 from gluon_resnest.data.segmentation import FilePairs, SegmentationDataset
+from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError, check_choice
 
 SPLITS = ("train", "val")
@@ -82,10 +83,10 @@ def _cityscapes(root, split, classes):
 def _pascal_context(root, split, classes):
     listing = root / "ImageSets/SegmentationContext" / f"{split}.txt"
     try:
-        stems = listing.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise UserError(f"{listing} cannot be read ({error.strerror}); expected the list of the "
-                        "split's images, one name a line") from error
+        stems = [stem for line in text_lines(listing.read_bytes()) for stem in line.split()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{listing} cannot be read ({error}); expected the list of the split's "
+                        "images, one name a line") from error
     pairs = [(root / f"JPEGImages/{stem}.jpg", root / f"SegmentationClassContext/{stem}.png")
              for stem in stems]
     _require([file for pair in pairs for file in pair if not file.is_file()], listing)

@@ -6,6 +6,7 @@ import numpy as np
 
 from gluon_resnest.data import images, instances
 from gluon_resnest.data.instances import Annotations
+from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError, nearest
 
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -24,7 +25,7 @@ def read_voc(root, split, classes=CLASSES):
     """
     root = Path(root)
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
-    names = [line.split()[0] for line in _text(listed).splitlines() if line.strip()]
+    names = [line.split()[0] for line in _lines(listed) if line.strip()]
     repeated = sorted({name for name in names if names.count(name) > 1}) if (
         len(set(names)) < len(names)) else []
     if repeated or not names:
@@ -128,8 +129,8 @@ def _boxes(corners, file):
     return boxes
 
 
-def _text(file):
+def _lines(file):
     try:
-        return images.read_file(file).decode()
+        return text_lines(images.read_file(file))
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no text ({error.reason}); fetch it again") from error
