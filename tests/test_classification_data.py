@@ -147,6 +147,12 @@ def test_folders_of_folders_belong_to_their_class(tmp_path):
     assert list_folder(tmp_path) == ([(0, "cat/old/b.png"), (0, "cat/young/a.png")], ["cat"])
 
 
+def test_hidden_files_and_folders_are_no_images(tmp_path):
+    """Those of macOS hold no picture, those of notebooks one that was replaced."""
+    tree(tmp_path, {"cat": ["a.png", "._a.png"], "cat/.ipynb_checkpoints": ["b.png"]})
+    assert list_folder(tmp_path)[0] == [(0, "cat/a.png")]
+
+
 def test_given_class_names_number_the_folders(tmp_path):
     tree(tmp_path, {"cat": ["a.png"], "ant": ["x.png"]})
     dataset = FolderDataset(tmp_path, to_chw, class_names=["ant", "bee", "cat"])

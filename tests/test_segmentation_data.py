@@ -110,6 +110,13 @@ def test_split_without_a_subfolder_is_the_folder(tmp_path):
         assert len(open_segmentation("folder", tmp_path, split, classes=4)) == 1
 
 
+def test_hidden_files_are_no_images(folder):
+    (folder / "images/train/.ipynb_checkpoints").mkdir()
+    for name in ("._1.png", ".ipynb_checkpoints/1.png"):
+        (folder / "images/train" / name).write_bytes(b"no picture")
+    assert len(open_folder(folder)) == 3
+
+
 @pytest.mark.parametrize("layout, there, missing", [
     ("folder", "train validation", "images/val"), ("ade20k", "training val", "images/validation")])
 def test_a_split_under_another_name_is_missed(tmp_path, layout, there, missing):

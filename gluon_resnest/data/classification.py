@@ -147,7 +147,7 @@ def list_folder(root, class_names=None):
     """Lists the images of a folder-per-class tree.
 
     Args:
-      root: the folder that contains the class folders; hidden ones are left out.
+      root: the folder that contains the class folders; hidden folders and files are left out.
       class_names: numbers the classes by this list; by default, by the sorted folder names.
 
     Returns:
@@ -228,8 +228,10 @@ def read_class_names(path, distinct=True):
 def _images_below(root, folder):
     files, others = [], set()
     for directory, subfolders, names in os.walk(root / folder):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
+            if name.startswith("."):
+                continue
             suffix = os.path.splitext(name)[1].lower()
             if suffix in images.SUFFIXES:
                 files.append((Path(directory) / name).relative_to(root).as_posix())

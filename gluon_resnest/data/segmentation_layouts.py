@@ -126,14 +126,16 @@ def _part(folder, split):
 
 
 def _partners(image_folder, label_folder, partner=lambda stem: stem):
-    """Lists (image, labels) for every image below a folder, sorted.
+    """Lists (image, labels) for every image below a folder, sorted; hidden ones are left out.
 
     Args:
       partner: from the stem of an image's name to that of its label file, a PNG at the same place
         below the other folder.
     """
     files = sorted(file for file in image_folder.rglob("*")
-                   if file.suffix.lower() in images.SUFFIXES)
+                   if file.suffix.lower() in images.SUFFIXES
+                   and not any(name.startswith(".")
+                               for name in file.relative_to(image_folder).parts))
     if not files:
         raise UserError(f"there is no image in {image_folder}; expected files with "
                         f"{' '.join(images.SUFFIXES)}")
