@@ -90,14 +90,14 @@ class VocInstances:
 
 def _read(file, kinds):
     """Returns size, boxes, classes and crowd of an XML file."""
-    text = _text(file)
+    content = images.read_file(file)
     try:
-        tree = ElementTree.fromstring(text)
+        tree = ElementTree.fromstring(content)      # of bytes, so that its declaration counts
         size = tuple(int(tree.find(f"size/{side}").text) for side in ("height", "width"))
         if min(size) < 1:
             raise ValueError(f"a size of {size[0]} x {size[1]}")
         rows = [_object(entry) for entry in tree.iter("object")]
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise UserError(f"{file} is not an annotation of VOC ({error}); it needs size, and for "
                         "each object name and bndbox") from error
     for name, _, _ in rows:
@@ -114,7 +114,7 @@ def _object(entry):
                                 for side in ("xmin", "ymin", "xmax", "ymax"))
     difficult = entry.find("difficult")
     return (entry.find("name").text, (left - 1, top - 1, right, bottom),
-            difficult is not None and difficult.text.strip() == "1")
+            difficult is not None and (difficult.text or "").strip() == "1")
 
 
 def _boxes(corners, file):
