@@ -220,7 +220,8 @@ def test_missing_partner_is_named(folder):
 
 @pytest.mark.parametrize("change, message", [
     (dict(layout="foldr"), "'folder'"), (dict(split="test"), "split must be one of train, val"),
-    (dict(classes=3), "has 4 classes, the network 3; set --classes 4"),
+    (dict(classes=3), "has 4 classes, the network 3; set --classes 4$"),
+    (dict(classes=5), "has 4 classes, the network 5; set --classes 4, or name all classes"),
     (dict(root="nowhere"), "no folder nowhere"),
     (dict(split="val"), "no folder .*images/val, only train beside it")])
 def test_mistakes_are_named(folder, change, message):

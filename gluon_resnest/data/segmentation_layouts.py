@@ -33,7 +33,8 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
       layout: a name of LAYOUTS.
       root: folder of the data set.
       split: "train" or "val".
-      classes: number of classes of the network; a data set of more is refused.
+      classes: number of classes of the network; a data set of more is refused, and one that names
+        another number of them.
       transform: see `SegmentationDataset`.
 
     Raises:
@@ -52,10 +53,10 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
         labels = label_maps.counted_from_zero(classes, names, source.ignored)
     else:
         source, labels = LAYOUTS[layout](root, split, classes)
-    known = labels.names and len(labels.names)
-    if labels.count > classes or known and known > classes:
-        raise UserError(f"{root} has {known or labels.count} classes, the network {classes}; set "
-                        f"--classes {known or labels.count}")
+    known = len(labels.names) if labels.names else labels.count
+    if known > classes or labels.names and known < classes:
+        raise UserError(f"{root} has {known} classes, the network {classes}; set --classes {known}"
+                        f"{', or name all classes' if known < classes else ''}")
     return SegmentationDataset(source, labels, transform)
 
 
