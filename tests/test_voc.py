@@ -148,3 +148,5 @@ def test_missing_splits_and_pictures_are_named(write):
     (root / "JPEGImages/a.jpg").unlink()
     with pytest.raises(UserError, match="a.jpg cannot be read"):
         source.read(0)
+    with pytest.raises(UserError, match="train.txt lists 1 image that is not in .*JPEGImages, f"):
+        read_voc(root, "train")

@@ -6,7 +6,6 @@ every loader process.
 import contextlib
 import gc
 import itertools
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from gluon_resnest.data import instances
 from gluon_resnest.data.classification import name_fault
-from gluon_resnest.data.instances import Annotations
+from gluon_resnest.data.instances import Annotations, check_files
 from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
 
@@ -77,7 +76,7 @@ class CocoInstances:
             raise self._wrong("image", ids[place], f"is of {heights[place]} x {widths[place]} "
                               "pixels; give its height and width")
         self._sizes = sizes.astype(np.int64)
-        self._check_files()
+        check_files(images_dir, files, source, self._image_ids.tolist())
         if "annotations" not in content:
             content = {"annotations": []}
         self._index(content["annotations"], *self._columns(
@@ -250,21 +249,6 @@ class CocoInstances:
             raise self._wrong(what, ids[wrong[0]], f"has {rows[wrong[0]]!r} where {columns or 1} "
                               "finite numbers are expected; mend it")
         return numbers
-
-    def _check_files(self):
-        """Refuses a folder that lacks images of the file, without opening any."""
-        try:
-            there = {entry.name for entry in os.scandir(self._folder)}
-        except OSError as error:
-            raise UserError(f"{self._folder} cannot be read as the folder of the images of "
-                            f"{self._source} ({error.strerror}); check the path") from error
-        missing = [index for index, file in enumerate(self._files)
-                   if file not in there and not self.file(index).exists()]
-        if missing:
-            what = "image that is" if len(missing) == 1 else "images that are"
-            raise UserError(f"{self._source} lists {len(missing)} {what} not in {self._folder}, "
-                            f"first {self._files[missing[0]]} (image {self.image_id(missing[0])}); "
-                            "check the folder")
 
     def _wrong(self, what, number, problem):
         return UserError(f"{self._source}: {what} {number!r} {problem}")

@@ -31,7 +31,9 @@ def read_voc(root, split, classes=CLASSES):
     if repeated or not names:
         raise UserError(f"{listed} lists {repeated[0] if repeated else 'nothing'}"
                         f"{' more than once' if repeated else ''}; give one name a line")
-    return VocInstances(root, names, tuple(classes))
+    source = VocInstances(root, names, tuple(classes))
+    instances.check_files(root / "JPEGImages", [f"{name}.jpg" for name in names], str(listed))
+    return source
 
 
 class VocInstances:
