@@ -138,7 +138,12 @@ class CocoInstances:
                  for row, area in zip(rows, (boxes[:, 2] * boxes[:, 3]).tolist())]
         self._areas = self._numbers("annotation", ids, areas)[order]
         self._ids, rows = self._ids[order], [rows[number] for number in order.tolist()]
-        self._crowd = np.array([bool(row.get("iscrowd")) for row in rows], bool)
+        crowd = [row.get("iscrowd") for row in rows]
+        for number, value in zip(self._ids.tolist(), crowd):
+            if value not in (0, 1, None):
+                raise self._wrong("annotation", number, f"has {value!r} as iscrowd, expected 0 or "
+                                  "1; mend it")
+        self._crowd = np.array(crowd, bool)
         self._lay_out_segmentations([row.get("segmentation") for row in rows])
 
     def _places(self, ids, what, numbers, known):
@@ -243,6 +248,8 @@ class CocoInstances:
                 (len(ids),) if columns is None else (len(ids), columns))
             finite = np.isfinite(numbers.reshape(len(ids), columns or 1))
             wrong = np.flatnonzero(~finite.all(axis=1))
+            if np.array(rows).dtype.kind in "US":       # read above, but by no judge
+                raise ValueError("numbers written as text")
         except (TypeError, ValueError, OverflowError):
             wrong = [place for place, row in enumerate(rows) if not is_numbers(row, columns)]
         if len(wrong):
