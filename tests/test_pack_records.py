@@ -86,6 +86,14 @@ def test_checksums_are_sha256sums(packed):
                     for name in ("a.rec", "a.idx")}
 
 
+def test_class_names_of_former_records_do_not_stay(tree, tmp_path):
+    rec = tmp_path / "a.rec"
+    pack_folder(tree, rec)
+    rec.unlink()
+    pack([Item(0, 0, "bee/1.jpg")], tree, rec)
+    assert not rec.with_suffix(".classes.txt").exists()
+
+
 def test_mxnet_reads_the_result(tree, tmp_path):
     pack_folder(tree, tmp_path / "a.rec")
     reader = recordio.MXIndexedRecordIO(str(tmp_path / "a.idx"), str(tmp_path / "a.rec"), "r")

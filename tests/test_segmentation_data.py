@@ -347,6 +347,14 @@ def test_the_ignored_value_is_that_of_the_packed_file(folder, packed, opened):
     assert np.argwhere(labels == IGNORED).tolist() == [[2, 3]]
 
 
+def test_class_names_of_former_pairs_do_not_stay(folder):
+    list(pack_masks(open_folder(folder), folder / "train.rec"))
+    (folder / "train.rec").unlink()
+    (folder / "classes.txt").unlink()
+    list(pack_masks(open_folder(folder), folder / "train.rec"))
+    assert open_folder(folder).class_names is None
+
+
 def test_records_of_another_kind_are_refused(folder):
     from gluon_resnest.data.recordio import RecordWriter
     with RecordWriter(folder / "train.rec") as writer:

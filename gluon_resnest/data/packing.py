@@ -15,7 +15,7 @@ from PIL import Image
 from gluon_resnest.data import images
 from gluon_resnest.data.classification import list_folder
 from gluon_resnest.data.processes import in_order
-from gluon_resnest.data.recordio import RecordWriter, sidecar, write_whole
+from gluon_resnest.data.recordio import RecordWriter, sidecar, write_class_names, write_whole
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError
@@ -116,7 +116,7 @@ def pack(items, root, rec, options=PackOptions(), *, class_names=None, processes
       root: folder the items' files are relative to.
       rec: the record file to be.
       options: how to store the images.
-      class_names: written to .classes.txt if given.
+      class_names: written to .classes.txt if given; otherwise one that is there is removed.
       processes: how many encode.
       skip_broken: leaves broken and missing images out instead of stopping at the first.
       progress: None, or a callable (done, total), called after each image.
@@ -154,8 +154,7 @@ def pack(items, root, rec, options=PackOptions(), *, class_names=None, processes
             written = set(writer.keys)
             write_whole(sidecar(rec, ".names.txt"), "".join(
                 f"{item.file}\n" for item in items if item.key in written))
-            if class_names:
-                write_whole(sidecar(rec, ".classes.txt"), "\n".join(class_names) + "\n")
+            write_class_names(rec, class_names)
     skipped = tuple(item.file for item in items if item.key not in written)
     return Summary(len(written), before, skipped)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from gluon_resnest.data import images, label_maps
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.coco_masks import CROWD, CocoMasks
-from gluon_resnest.data.mask_packing import CLASS_NAMES, PackedPairs
-from gluon_resnest.data.recordio import sidecar
+from gluon_resnest.data.mask_packing import PackedPairs
+from gluon_resnest.data.recordio import CLASS_NAMES, sidecar
 from gluon_resnest.data.segmentation import FilePairs, SegmentationDataset
 from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError, check_choice
