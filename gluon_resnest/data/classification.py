@@ -38,6 +38,7 @@ class RecordDataset:
         if classes is None and self.class_names:
             classes = len(self.class_names)
         self._classes = classes
+        self._labels = None
 
     def __len__(self):
         return len(self._records)
@@ -54,8 +55,10 @@ class RecordDataset:
 
     @property
     def labels(self):
-        return np.array([self._checked(self._records[index][0], index)
-                         for index in range(len(self))], np.int64)
+        if self._labels is None:
+            self._labels = np.array([self._checked(self._records[index][0], index)
+                                     for index in range(len(self))], np.int64)
+        return self._labels
 
     def name(self, index):
         """Returns what an error message calls this sample."""

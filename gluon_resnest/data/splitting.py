@@ -6,26 +6,30 @@ from gluon_resnest.errors import UserError
 
 
 class Subset:
-    """Some samples of a dataset, under numbers of their own."""
+    """Some samples of a dataset, under numbers of their own.
+
+    Attributes:
+      indices: int (N,), their numbers in the dataset.
+    """
 
     def __init__(self, dataset, indices):
-        self._dataset, self._indices = dataset, np.asarray(indices)
+        self._dataset, self.indices = dataset, np.asarray(indices)
         self.class_names = dataset.class_names
 
     def __len__(self):
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, key):
         index, rng = key
-        return self._dataset[int(self._indices[index]), rng]
+        return self._dataset[int(self.indices[index]), rng]
 
     @property
     def labels(self):
-        return self._dataset.labels[self._indices]
+        return self._dataset.labels[self.indices]
 
     def name(self, index):
         """Returns what an error message calls this sample."""
-        return self._dataset.name(int(self._indices[index]))
+        return self._dataset.name(int(self.indices[index]))
 
 
 def split(labels, count, seed, contents=None, *, class_names=None):
