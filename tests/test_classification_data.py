@@ -223,6 +223,13 @@ def draw_only(image, rng):
     return rng.random()
 
 
+def test_good_samples_do_not_have_the_names_of_all_files_read(tmp_path, monkeypatch):
+    rec = records(tmp_path / "a.rec", (1, encoded(smooth())))
+    dataset = RecordDataset(rec, to_chw, classes=2)
+    monkeypatch.setattr(dataset._records, "name", None)
+    assert dataset[0, None][1] == 1 and dataset.labels.tolist() == [1]
+
+
 def test_class_names_beside_the_records_are_known(tmp_path):
     rec = records(tmp_path / "a.rec", (1, encoded(smooth())), (2, encoded(smooth())))
     (tmp_path / "a.classes.txt").write_text("ant\nbee\n")

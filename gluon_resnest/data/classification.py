@@ -24,7 +24,7 @@ class RecordDataset:
 
     Attributes:
       class_names: list of str, or None if the names are not known.
-      labels: int64 (N,); asking for them reads the whole file.
+      labels: int64 (N,); asking for them the first time reads the whole file.
 
     Raises:
       UserError: if the file is missing or damaged.
@@ -65,7 +65,7 @@ class RecordDataset:
         return self._records.name(index)
 
     def _checked(self, label, index):
-        return class_number(label, self.name(index), self._classes)
+        return class_number(label, lambda: self.name(index), self._classes)
 
 
 def class_number(label, name, classes=None):
@@ -73,20 +73,20 @@ def class_number(label, name, classes=None):
 
     Args:
       label: number, or array of numbers.
-      name: what an error message calls the record.
+      name: callable that returns what an error message calls the record.
       classes: the label must be below; None: any.
 
     Raises:
       UserError: if it is not one whole number in that range.
     """
     if np.size(label) != 1:
-        raise UserError(f"{name} has {np.size(label)} labels, expected one; a detection file "
+        raise UserError(f"{name()} has {np.size(label)} labels, expected one; a detection file "
                         "cannot be used for classification")
     label = float(np.reshape(label, ()))
     if not label.is_integer() or label < 0 or classes and label >= classes:
         expected = f"0 to {classes - 1}" if classes else "a whole number from 0 on"
-        raise UserError(f"{name} has the label {label:g}, expected {expected}; check the number of "
-                        "classes and the list the file was packed from")
+        raise UserError(f"{name()} has the label {label:g}, expected {expected}; check the number "
+                        "of classes and the list the file was packed from")
     return np.int64(label)
 
 
