@@ -116,13 +116,13 @@ def test_an_image_of_another_size_is_refused(write):
 def test_missing_files_are_named(tmp_path, write):
     with pytest.raises(UserError, match="none.json cannot be read"):
         read_annotations(tmp_path / "none.json", tmp_path)
-    file = write(content(person(1, [10, 5, 30, 40])))
+    file, crop = write(content(person(1, [10, 5, 30, 40]))), PersonCrop(64, 32, PARTNERS)
     with pytest.raises(UserError, match="elsewhere cannot be read as the folder of the images of"):
-        read_annotations(file, tmp_path / "elsewhere")
+        PersonDataset(read_annotations(file, tmp_path / "elsewhere"), crop)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="lists 1 image that is not in .*empty, first a.png .image"):
-        read_annotations(file, tmp_path / "empty")
-    data = PersonDataset(read_annotations(file, tmp_path), PersonCrop(64, 32, PARTNERS))
+        PersonDataset(read_annotations(file, tmp_path / "empty"), crop)
+    data = PersonDataset(read_annotations(file, tmp_path), crop)
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match="a.png cannot be read"):
         data[0, random_for(0, 0, 0)]

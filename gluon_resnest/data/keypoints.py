@@ -2,14 +2,13 @@
 
 A sample is a person, not an image. Boxes are (x, y, width, height) in pixels.
 """
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Tuple
 
 import numpy as np
 
-from gluon_resnest.data import images, instances
+from gluon_resnest.data import instances
 from gluon_resnest.data.sampling import random_for
 from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
@@ -66,12 +65,11 @@ def read_annotations(file, folder):
       Persons, in the order of the file.
 
     Raises:
-      UserError: if it is no such file, names no person that can be used, or the folder lacks the
-        image of one.
+      UserError: if it is no such file, or names no person that can be used.
     """
     content = read_json(file)
     with _naming(file, _ANNOTATIONS):
-        files, sizes = _listed(content)
+        files, sizes = _listed(content, folder)
         rows = []
         for person in content["annotations"]:
             if person["category_id"] != PERSON or person.get("iscrowd"):
@@ -86,7 +84,7 @@ def read_annotations(file, folder):
     if not rows:
         raise UserError(f"{file} has no person with a labelled joint and a box inside its image; "
                         "give a person_keypoints_*.json")
-    return _persons(files, sizes, rows, folder, str(file))
+    return _persons(files, sizes, rows, str(file))
 
 
 def read_detections(file, annotations, folder, min_score=0.0):
@@ -103,12 +101,11 @@ def read_detections(file, annotations, folder, min_score=0.0):
       Persons, in the order of the file; joints are zeros.
 
     Raises:
-      UserError: if a file is not of its format, no person is left, or the folder lacks the image
-        of one.
+      UserError: if a file is not of its format, or no person is left.
     """
     listed, found = read_json(annotations), read_json(file)
     with _naming(annotations, "an annotation file of COCO"):
-        files, sizes = _listed(listed)
+        files, sizes = _listed(listed, folder)
     with _naming(file, "a list of detections in COCO's result format"):
         strange = [row["image_id"] for row in found if row["image_id"] not in sizes]
         if strange:
@@ -122,7 +119,7 @@ def read_detections(file, annotations, folder, min_score=0.0):
     if not rows:
         raise UserError(f"{file} has no person of score {min_score:g} or more inside its image; "
                         "lower the score or give another file")
-    return _persons(files, sizes, rows, folder, str(file))
+    return _persons(files, sizes, rows, str(file))
 
 
 def read_truth(file):
@@ -172,11 +169,18 @@ class PersonDataset:
       crop: `pose_transforms.PersonCrop`; joints come out in pixels of the crop.
 
     Raises:
-      UserError: from an item, if its image cannot be read or is of another size than listed.
+      UserError: if images are missing; from an item, if its image cannot be read or is of another
+        size than listed.
     """
 
     def __init__(self, persons, crop):
         self.persons, self.crop = persons, crop
+        shown = {}                              # folder -> numbers of its images
+        for number in np.unique(persons.image_ids).tolist():
+            shown.setdefault(persons.files[number].parent, []).append(number)
+        for folder, numbers in shown.items():
+            instances.check_files(folder, [persons.files[number].name for number in numbers],
+                                  persons.source, numbers)
 
     def __len__(self):
         return len(self.persons)
@@ -269,14 +273,14 @@ class _naming:
                                 "file") from error
 
 
-def _listed(content):
-    """Returns {image number: name of the file} and {image number: (width, height)}."""
+def _listed(content, folder):
+    """Returns {image number: path} and {image number: (width, height)}."""
     files, sizes = {}, {}
     for image in content["images"]:
         number = image["id"]
         if type(number) is not int or abs(number) >> 63:
             raise ValueError(f"image {number!r} has an id that is no whole number of 64 bits")
-        files[number] = os.fspath(image["file_name"])
+        files[number] = Path(folder) / image["file_name"]
         sizes[number] = image["width"], image["height"]
     return files, sizes
 
@@ -303,10 +307,7 @@ def _truth(person):
             "keypoints": joints.ravel().tolist(), "num_keypoints": int((joints[:, 2] > 0).sum())}
 
 
-def _persons(files, sizes, rows, folder, source):
+def _persons(files, sizes, rows, source):
     ids, boxes, joints, scores = zip(*rows)
-    shown = list(dict.fromkeys(ids))
-    instances.check_files(folder, [files[number] for number in shown], source, shown)
-    files = {number: Path(folder) / file for number, file in files.items()}
     return Persons(files, sizes, np.array(ids, np.int64), np.array(boxes, np.float64),
                    np.array(joints, np.float32), np.array(scores, np.float64), source)
