@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 
 import numpy as np
@@ -146,6 +147,12 @@ def test_folders_of_folders_belong_to_their_class(tmp_path):
     assert list_folder(tmp_path) == ([(0, "cat/old/b.png"), (0, "cat/young/a.png")], ["cat"])
 
 
+def test_hidden_files_and_folders_are_no_images(tmp_path):
+    """Those of macOS hold no picture, those of notebooks one that was replaced."""
+    tree(tmp_path, {"cat": ["a.png", "._a.png"], "cat/.ipynb_checkpoints": ["b.png"]})
+    assert list_folder(tmp_path)[0] == [(0, "cat/a.png")]
+
+
 def test_given_class_names_number_the_folders(tmp_path):
     tree(tmp_path, {"cat": ["a.png"], "ant": ["x.png"]})
     dataset = FolderDataset(tmp_path, to_chw, class_names=["ant", "bee", "cat"])
@@ -167,6 +174,9 @@ def test_folder_samples_are_what_the_files_hold(tmp_path):
     ({"cat": ["a.png"], "dgo": ["b.png"]}, {"class_names": ["cat", "dog"]},
      "'dgo', which is none of the 2 classes; did you mean 'dog'"),
     ({"cat": ["a.png"], "dog": ["b.png"]}, {"classes": 1}, "at most 1 classes in .*, got 2"),
+    ({"cat ": ["a.png"]}, {}, "class folder 'cat ', whose name begins or ends with a space, so"),
+    ({"a\nb": ["a.png"]}, {}, r"class folder 'a\\nb', whose name has a line break"),
+    ({os.fsdecode(b"K\xe4fer"): ["a.png"]}, {}, r"folder 'K\\udce4fer', whose name is no UTF-8"),
 ])
 def test_folders_that_do_not_serve_are_refused(tmp_path, folders, arguments, message):
     root = tmp_path / "pictures"
@@ -211,6 +221,13 @@ def test_transforms_draw_from_the_generator_they_are_given(tmp_path):
 
 def draw_only(image, rng):
     return rng.random()
+
+
+def test_good_samples_do_not_have_the_names_of_all_files_read(tmp_path, monkeypatch):
+    rec = records(tmp_path / "a.rec", (1, encoded(smooth())))
+    dataset = RecordDataset(rec, to_chw, classes=2)
+    monkeypatch.setattr(dataset._records, "name", None)
+    assert dataset[0, None][1] == 1 and dataset.labels.tolist() == [1]
 
 
 def test_class_names_beside_the_records_are_known(tmp_path):
@@ -266,6 +283,11 @@ def test_class_names_may_repeat_where_they_only_label(tmp_path):
     (tmp_path / "names.txt").write_text("crane\n maillot \ncrane\n")
     names = read_class_names(tmp_path / "names.txt", distinct=False)
     assert names == ["crane", "maillot", "crane"]
+
+
+def test_a_byte_order_mark_and_strange_ends_of_lines_do_not_change_class_names(tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffant\r\nbee\u2028hive\r\n".encode())
+    assert read_class_names(tmp_path / "names.txt") == ["ant", "bee\u2028hive"]
 
 
 def test_synthetic_images_are_a_function_of_seed_and_index():

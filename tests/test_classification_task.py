@@ -16,6 +16,7 @@ from PIL import Image
 from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data import mixing, packing
 from gluon_resnest.data.loader import Batch
+from gluon_resnest.data.recordio import RecordFile
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.dropblock import DropBlock
@@ -217,6 +218,25 @@ def test_held_out_images_are_evaluated_and_never_trained_on(tmp_path):
                    for loader in (task._train, task._val))
     assert len(held) == 5 and len(train) == 15 and not train & held
     assert task.evaluate()["images"] == 5
+
+
+def test_records_are_read_once_to_tell_what_is_held_out(tmp_path, monkeypatch):
+    for label in range(5):
+        (tmp_path / str(label)).mkdir()
+        for number in range(4):
+            Image.new("RGB", (40, 36)).save(tmp_path / f"{label}/{number}.png")
+    items, names = packing.folder_items(tmp_path)
+    packing.pack(items, tmp_path, tmp_path / "train.rec", class_names=names)
+    seen, read = [], RecordFile.read
+    monkeypatch.setattr(RecordFile, "read", lambda *args: seen.append(args[1]) or read(*args))
+    recipe = dataclasses.replace(RECIPE, hold_out=5, class_weights="balanced")
+    task = make_task(recipe, data="real", rec_train=str(tmp_path / "train.rec"))
+    task.open_training(task._run)
+    assert seen[:20] == list(range(20)) and len(seen) == 20 + 3    # a loader looks at one image
+    held = task._val.dataset
+    assert len(held) == 5 and not set(held.indices) & set(task._train.dataset.indices)
+    assert (held.indices == make_task(recipe, data="real", eval_only=True, rec_train=str(
+        tmp_path / "train.rec"))._val.dataset.indices).all()
 
 
 @pytest.mark.parametrize("kind", ["training", "run"])

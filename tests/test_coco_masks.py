@@ -48,7 +48,7 @@ def test_coco_things_lie_on_the_ground_smaller_ones_on_top(tmp_path, coco_things
 
 
 @pytest.mark.parametrize("segmentation", [
-    [[0, 0, 1e9, 0, 5, 5]], [[0, 0, 5, 5]], [], None,
+    [[0, 0, 5, 5]], [], None,
     {"size": [20, 30], "counts": [0, 20]}, {"size": [10 ** 6, 10 ** 6], "counts": [10 ** 12]},
     {"size": [20, 30], "counts": "oooo"}])
 def test_broken_masks_of_coco_things_are_refused(tmp_path, coco_things, segmentation):
@@ -65,13 +65,38 @@ def test_coco_things_may_lack_their_area_and_have_lines(tmp_path, coco_things):
     np.testing.assert_array_equal(open_coco(tmp_path / "odd", coco_things).read(0)[1], expected)
 
 
-def test_coco_things_of_an_unknown_category_are_refused(tmp_path, coco_things):
-    coco_things["annotations"][1]["category_id"] = 5
-    with pytest.raises(UserError, match="annotation 2 belongs to category 5, which the file does"):
+@pytest.mark.parametrize("change, message", [
+    ({"category_id": 5}, "annotation 2 belongs to category 5, which the file does not list"),
+    ({"id": 1}, "annotation 1 is listed more than once"),
+    ({"segmentation": [[0, 0, 1e9, 0, 5, 5]]}, "annotation 2 has a polygon with a point more than"),
+])
+def test_coco_things_that_make_no_sense_are_refused(tmp_path, coco_things, change, message):
+    coco_things["annotations"][1].update(change)
+    with pytest.raises(UserError, match=message):
+        open_coco(tmp_path, coco_things)
+
+
+def test_opening_coco_things_prints_nothing_and_images_are_in_the_order_of_their_ids(
+        tmp_path, coco_things, capsys):
+    coco_things["images"].append({"id": 2, "file_name": "2.jpg", "height": 9, "width": 8})
+    save(tmp_path / "val2017/2.jpg", photo(1, 9, 8))
+    dataset = open_coco(tmp_path, coco_things)
+    assert [dataset.name(index)[-5:] for index in range(2)] == ["2.jpg", "7.jpg"]
+    assert not dataset.read(0)[1].any() and dataset.read(1)[1].any()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_images_that_are_missing_are_told_at_the_opening(tmp_path, coco_things):
+    (tmp_path / "val2017/7.jpg").unlink()
+    with pytest.raises(UserError, match="lists 1 image that is not in .*val2017, first 7.jpg"):
         open_coco(tmp_path, coco_things)
 
 
 def test_things_of_an_image_of_another_size_are_refused(tmp_path, coco_things):
+    coco_things["images"][0]["height"] = 40
+    dataset = open_coco(tmp_path / "larger", coco_things)
+    with pytest.raises(UserError, match="7.jpg is 20 x 30 pixels .* are for 40 x 30"):
+        dataset.read(0)
     coco_things["images"][0]["height"] = 10 ** 9
-    with pytest.raises(UserError, match="7.jpg is 20 x 30 pixels .* are for 1000000000 x 30"):
-        open_coco(tmp_path, coco_things).read(0)
+    with pytest.raises(UserError, match="image 7 is of 1000000000 x 30 pixels; give its height"):
+        open_coco(tmp_path / "huge", coco_things)

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -329,6 +330,16 @@ def test_pictures_that_cannot_be_drawn_cost_no_result(folder, tmp_path, finished
     again = judge(folder, "--workdir", tmp_path / "run")["measured"]
     assert again.items() <= finished[1]["measured"].items()
     assert (tmp_path / "run/evaluation_mistakes.csv").exists()
+
+
+def test_mistakes_are_listed_whatever_their_files_are_called(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "pictures")
+    for file in (tmp_path / "pictures").rglob("*.png"):
+        file.rename(file.with_name(os.fsdecode(b"K\xe4fer") + file.name))
+    task = make_task(tmp_path / "pictures")
+    task.report(tmp_path, task.evaluate())
+    listed = (tmp_path / "mistakes.csv").read_text()
+    assert r"K\udce4fer" in listed and (tmp_path / "mistakes.png").exists()
 
 
 def test_it_learns_what_is_easy(folder, tmp_path):

@@ -77,7 +77,9 @@ def test_a_test_folder_beside_images_to_choose_by_is_a_third_set(tmp_path):
 
 
 @pytest.mark.parametrize("counts, message", [
-    ({"a": 4, "b": 1}, "class 'b' has 1 different image"), ({}, "contains no folders")])
+    ({"a": 4, "b": 1}, "class 'b' has 1 different image"), ({}, "contains no folders"),
+    ({"bus": 3, "train": 3}, "train has no class folders.* give a class of the name train another"),
+])
 def test_folders_that_cannot_be_used_are_named(tmp_path, counts, message):
     write_images(tmp_path, counts)
     with pytest.raises(UserError, match=message):

@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from gluon_resnest.data import keypoints
 from gluon_resnest.data.keypoints import (
     JOINTS, PARTNERS, SKELETON, PersonDataset, SyntheticPersons, clip, read_annotations,
     read_detections)
 from gluon_resnest.data.pose_transforms import PersonCrop, crop_matrix, inverse, mirror, move
 from gluon_resnest.data.sampling import random_for
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
 
 WIDTH, HEIGHT = 80, 60
@@ -116,9 +116,14 @@ def test_an_image_of_another_size_is_refused(write):
 def test_missing_files_are_named(tmp_path, write):
     with pytest.raises(UserError, match="none.json cannot be read"):
         read_annotations(tmp_path / "none.json", tmp_path)
-    file = write(content(person(1, [10, 5, 30, 40])))
-    data = PersonDataset(read_annotations(file, tmp_path / "elsewhere"),
-                         PersonCrop(64, 32, PARTNERS))
+    file, crop = write(content(person(1, [10, 5, 30, 40]))), PersonCrop(64, 32, PARTNERS)
+    with pytest.raises(UserError, match="elsewhere cannot be read as the folder of the images of"):
+        PersonDataset(read_annotations(file, tmp_path / "elsewhere"), crop)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="lists 1 image that is not in .*empty, first a.png .image"):
+        PersonDataset(read_annotations(file, tmp_path / "empty"), crop)
+    data = PersonDataset(read_annotations(file, tmp_path), crop)
+    (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match="a.png cannot be read"):
         data[0, random_for(0, 0, 0)]
     assert "person 0" in data.name(0)
@@ -260,7 +265,7 @@ def test_coco_samples_read_as_pycocotools_reads_them(data_root):
     for file in (data_root / "coco_keypoints_sample/test_coco.json",
                  data_root / "tiny_coco/annotations/person_keypoints_val2017.json"):
         persons = read_annotations(file, file.parent)
-        truth = keypoints.read_json(file)
+        truth = read_json(file)
         labelled = [a for a in copy.deepcopy(truth["annotations"])
                     if a["num_keypoints"] and not a["iscrowd"]]
         assert len(persons) == len(labelled)

@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from mxnet import recordio
 from PIL import Image
 
-from gluon_resnest.data import packing
+from gluon_resnest.data import images, packing
 from gluon_resnest.data.checking import check
 from gluon_resnest.data.packing import Item, PackOptions, encode, folder_items, list_items, pack
 from gluon_resnest.data.processes import in_order
@@ -84,6 +85,14 @@ def test_checksums_are_sha256sums(packed):
     sums = dict(reversed(line.split()) for line in packed[".sha256"].decode().splitlines())
     assert sums == {name: hashlib.sha256(packed[Path(name).suffix]).hexdigest()
                     for name in ("a.rec", "a.idx")}
+
+
+def test_class_names_of_former_records_do_not_stay(tree, tmp_path):
+    rec = tmp_path / "a.rec"
+    pack_folder(tree, rec)
+    rec.unlink()
+    pack([Item(0, 0, "bee/1.jpg")], tree, rec)
+    assert not rec.with_suffix(".classes.txt").exists()
 
 
 def test_mxnet_reads_the_result(tree, tmp_path):
@@ -233,6 +242,11 @@ def test_an_im2rec_list_is_packed_with_its_own_indices(tree, tmp_path):
         assert data == (tree / item.file).read_bytes()
 
 
+def test_a_list_may_have_a_byte_order_mark_and_other_ends_of_lines(tmp_path):
+    (tmp_path / "some.lst").write_bytes("\ufeff4\t0\tant/a\u2028.jpg\r\n".encode())
+    assert list_items(tmp_path / "some.lst") == [Item(0, 4, "ant/a\u2028.jpg")]
+
+
 @pytest.mark.parametrize("text, message", [
     ("", "is empty"),
     ("0\t1\ta.jpg\n1 1 b.jpg\n", "line 2 of .* should be an index, a tab"),
@@ -321,6 +335,19 @@ def test_a_picture_that_no_jpeg_holds_is_named_and_can_be_left_out(tmp_path, siz
                                         "stored as a JPEG.*--skip-broken"):
         pack_folder(tree, tmp_path / "a.rec")
     assert pack_folder(tree, tmp_path / "a.rec", skip_broken=True).skipped == ("ant/long.png",)
+
+
+def test_a_camera_s_jpeg_with_a_second_picture_keeps_its_bytes(tmp_path):
+    first, second = (Image.open(io.BytesIO(photo(number))) for number in (0, 1))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    data = (tmp_path / "a.jpg").read_bytes()
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "MPO"
+    assert encode(tmp_path / "a.jpg", PackOptions()) == data
+    assert images.kind(data) == ("JPEG", "RGB")
+    np.testing.assert_array_equal(images.Picture(data), images.decode(data))
+    read_by_mxnet = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(read_by_mxnet, images.decode(data))
 
 
 def test_names_that_are_no_utf8_are_refused(tmp_path):

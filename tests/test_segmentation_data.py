@@ -110,6 +110,13 @@ def test_split_without_a_subfolder_is_the_folder(tmp_path):
         assert len(open_segmentation("folder", tmp_path, split, classes=4)) == 1
 
 
+def test_hidden_files_are_no_images(folder):
+    (folder / "images/train/.ipynb_checkpoints").mkdir()
+    for name in ("._1.png", ".ipynb_checkpoints/1.png"):
+        (folder / "images/train" / name).write_bytes(b"no picture")
+    assert len(open_folder(folder)) == 3
+
+
 @pytest.mark.parametrize("layout, there, missing", [
     ("folder", "train validation", "images/val"), ("ade20k", "training val", "images/validation")])
 def test_a_split_under_another_name_is_missed(tmp_path, layout, there, missing):
@@ -213,7 +220,8 @@ def test_missing_partner_is_named(folder):
 
 @pytest.mark.parametrize("change, message", [
     (dict(layout="foldr"), "'folder'"), (dict(split="test"), "split must be one of train, val"),
-    (dict(classes=3), "has 4 classes, the network 3; set --classes 4"),
+    (dict(classes=3), "has 4 classes, the network 3; set --classes 4$"),
+    (dict(classes=5), "has 4 classes, the network 5; set --classes 4, or name all classes"),
     (dict(root="nowhere"), "no folder nowhere"),
     (dict(split="val"), "no folder .*images/val, only train beside it")])
 def test_mistakes_are_named(folder, change, message):
@@ -337,6 +345,14 @@ def test_the_ignored_value_is_that_of_the_packed_file(folder, packed, opened):
     list(pack_masks(open_folder(folder, packed), folder / "train.rec"))
     labels = open_folder(folder, opened).read(0)[1]
     assert np.argwhere(labels == IGNORED).tolist() == [[2, 3]]
+
+
+def test_class_names_of_former_pairs_do_not_stay(folder):
+    list(pack_masks(open_folder(folder), folder / "train.rec"))
+    (folder / "train.rec").unlink()
+    (folder / "classes.txt").unlink()
+    list(pack_masks(open_folder(folder), folder / "train.rec"))
+    assert open_folder(folder).class_names is None
 
 
 def test_records_of_another_kind_are_refused(folder):

@@ -4,6 +4,7 @@ Started by horovodrun, this file is the worker: it takes a gradient, evaluates, 
 """
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from PIL import Image
 
 from gluon_resnest import cli
 from gluon_resnest.config import ClassificationRecipe, SegmentationRecipe
+from gluon_resnest.data.mask_packing import pack_masks
+from gluon_resnest.data.segmentation_layouts import open_segmentation
 from gluon_resnest.engine.checkpoint import State
 from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import connect
 from gluon_resnest.engine.optim import optimizer
 from gluon_resnest.engine.update import Update
+from gluon_resnest.errors import UserError
 from gluon_resnest.interop.weights import save_parameters
 from gluon_resnest.models import pixel_loss
 from gluon_resnest.models.pixel_loss import PixelCrossEntropy
@@ -279,6 +283,31 @@ def test_mining_keeps_hard_pixels_and_the_hardest_of_each_image(easy, keep, stri
 def test_impossible_mining_is_refused(options):
     with pytest.raises(ValueError, match="0 < easy < 1 and keep >= 1"):
         PixelCrossEntropy(**options)
+
+
+def name_classes(root, *names, split=None):
+    (root / (f"{split}.classes.txt" if split else "classes.txt")).write_text("\n".join(names))
+
+
+def test_train_and_val_must_have_the_same_classes(folder, tmp_path):
+    for split in ("train", "val"):
+        list(pack_masks(open_segmentation("folder", folder, split, classes=3),
+                        tmp_path / f"{split}.rec"))
+    name_classes(tmp_path, "sky", "road", "tree", split="train")
+    name_classes(tmp_path, "sky", "tree", "road", split="val")
+    shutil.copy(folder / "net.params", tmp_path)
+    with pytest.raises(UserError, match="class 1 is 'road' in train and 'tree' in val; number "):
+        make_task(tmp_path, connect({}))
+
+
+@pytest.mark.parametrize("words", [(), ("--eval-only",)])
+def test_a_run_goes_on_only_with_the_classes_it_began_with(folder, tmp_path, words):
+    shutil.copytree(folder, tmp_path / "pairs")
+    name_classes(tmp_path / "pairs", "sky", "tree", "road")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    name_classes(tmp_path / "run", "sky", "road", "tree")
+    with pytest.raises(UserError, match="other classes .class 1: 'road' there, 'tree' now"):
+        make_task(tmp_path / "pairs", connect({}), *words, workdir=tmp_path / "run")
 
 
 def test_auxiliary_weight_acts(folder):

@@ -57,6 +57,22 @@ def test_what_cannot_be_split_is_named(labels, count, contents, message):
         split(labels, count, 0, contents)
 
 
+@given(st.integers(0, 200), st.lists(st.integers(0, 4), min_size=4, max_size=12))
+def test_every_class_is_on_both_sides_or_the_split_is_refused(seed, contents):
+    """Also where classes consist of copies of each other's images."""
+    labels = np.arange(len(contents)) % 2
+    try:
+        others, chosen = split(labels, len(labels) // 2, seed, contents)
+    except UserError:
+        return
+    assert set(labels[others]) == set(labels[chosen]) == {0, 1}
+
+
+def test_a_class_of_copies_is_named():
+    with pytest.raises(UserError, match="images of class 'dog' are copies of images of other"):
+        split([0] * 5 + [1] * 2, 2, 0, "abcdeaa", class_names=["cat", "dog"])
+
+
 def test_a_class_that_cannot_be_split_is_called_by_its_name():
     with pytest.raises(UserError, match="class 'dog' has 1 different image"):
         split([0, 0, 1], 1, 0, class_names=["cat", "dog"])

@@ -59,6 +59,26 @@ def test_difficult_objects_are_neither_learnt_nor_counted(write):
     assert [row["iscrowd"] for row in ground_truth(source)["annotations"]] == [1, 0]
 
 
+def test_a_file_is_read_in_the_encoding_that_it_declares(write):
+    root = write({"a": ""})
+    (root / "Annotations/a.xml").write_bytes((
+        '<?xml version="1.0" encoding="ISO-8859-1"?><annotation><filename>K\u00e4fer</filename>'
+        "<size><width>30</width><height>20</height></size>" +
+        entry(1, 1, 9, 9, name="K\u00e4fer", difficult="") + "</annotation>").encode("latin-1"))
+    (root / "ImageSets/Main/train.txt").write_bytes("\ufeffa 1\r\n".encode())
+    objects = read_voc(root, "train", ("K\u00e4fer",)).objects(0)
+    assert objects.classes.tolist() == [0] and objects.crowd.tolist() == [False]
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "shift_jis", "none-such"])
+def test_what_is_not_of_the_encoding_it_declares_is_refused(write, encoding):
+    root = write({"a": ""})
+    (root / "Annotations/a.xml").write_bytes(
+        f'<?xml version="1.0" encoding="{encoding}"?><annotation>\xe4'.encode("latin-1"))
+    with pytest.raises(UserError, match="a.xml is not an annotation of VOC"):
+        read_voc(root, "train")
+
+
 def test_one_s_own_classes(write):
     source = read_voc(write({"a": entry(1, 1, 9, 9, name="bolt")}), "train", ("nut", "bolt"))
     assert source.class_names == ("nut", "bolt") and source.objects(0).classes.tolist() == [1]
@@ -128,3 +148,5 @@ def test_missing_splits_and_pictures_are_named(write):
     (root / "JPEGImages/a.jpg").unlink()
     with pytest.raises(UserError, match="a.jpg cannot be read"):
         source.read(0)
+    with pytest.raises(UserError, match="train.txt lists 1 image that is not in .*JPEGImages, f"):
+        read_voc(root, "train")

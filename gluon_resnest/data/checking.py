@@ -87,7 +87,7 @@ def check(rec, classes=None, *, processes=1, progress=None):
             continue
         labels.append(float(np.reshape(finding.label, ())))
         try:
-            class_number(finding.label, records.name(number), classes)
+            class_number(finding.label, lambda: records.name(number), classes)
         except UserError as error:
             problems.append(str(error))
     span = (min(labels), max(labels)) if labels else None

@@ -84,7 +84,7 @@ def _from_records(rec):
     records = RecordFile(rec)
     file = sidecar(rec, ".classes.txt")
     names = read_class_names(file) if file.is_file() else None
-    return _stack(((class_number(label, name), name, data) for name, (label, data) in
+    return _stack(((class_number(label, lambda: name), name, data) for name, (label, data) in
                    ((records.name(index), records[index]) for index in range(len(records)))), names)
 
 

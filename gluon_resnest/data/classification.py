@@ -7,6 +7,7 @@ import numpy as np
 
 from gluon_resnest.data import images
 from gluon_resnest.data.recordio import RecordFile, sidecar
+from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError, nearest
 
 
@@ -23,7 +24,7 @@ class RecordDataset:
 
     Attributes:
       class_names: list of str, or None if the names are not known.
-      labels: int64 (N,); asking for them reads the whole file.
+      labels: int64 (N,); asking for them the first time reads the whole file.
 
     Raises:
       UserError: if the file is missing or damaged.
@@ -37,6 +38,7 @@ class RecordDataset:
         if classes is None and self.class_names:
             classes = len(self.class_names)
         self._classes = classes
+        self._labels = None
 
     def __len__(self):
         return len(self._records)
@@ -53,15 +55,17 @@ class RecordDataset:
 
     @property
     def labels(self):
-        return np.array([self._checked(self._records[index][0], index)
-                         for index in range(len(self))], np.int64)
+        if self._labels is None:
+            self._labels = np.array([self._checked(self._records[index][0], index)
+                                     for index in range(len(self))], np.int64)
+        return self._labels
 
     def name(self, index):
         """Returns what an error message calls this sample."""
         return self._records.name(index)
 
     def _checked(self, label, index):
-        return class_number(label, self.name(index), self._classes)
+        return class_number(label, lambda: self.name(index), self._classes)
 
 
 def class_number(label, name, classes=None):
@@ -69,20 +73,20 @@ def class_number(label, name, classes=None):
 
     Args:
       label: number, or array of numbers.
-      name: what an error message calls the record.
+      name: callable that returns what an error message calls the record.
       classes: the label must be below; None: any.
 
     Raises:
       UserError: if it is not one whole number in that range.
     """
     if np.size(label) != 1:
-        raise UserError(f"{name} has {np.size(label)} labels, expected one; a detection file "
+        raise UserError(f"{name()} has {np.size(label)} labels, expected one; a detection file "
                         "cannot be used for classification")
     label = float(np.reshape(label, ()))
     if not label.is_integer() or label < 0 or classes and label >= classes:
         expected = f"0 to {classes - 1}" if classes else "a whole number from 0 on"
-        raise UserError(f"{name} has the label {label:g}, expected {expected}; check the number of "
-                        "classes and the list the file was packed from")
+        raise UserError(f"{name()} has the label {label:g}, expected {expected}; check the number "
+                        "of classes and the list the file was packed from")
     return np.int64(label)
 
 
@@ -146,7 +150,7 @@ def list_folder(root, class_names=None):
     """Lists the images of a folder-per-class tree.
 
     Args:
-      root: the folder that contains the class folders; hidden ones are left out.
+      root: the folder that contains the class folders; hidden folders and files are left out.
       class_names: numbers the classes by this list; by default, by the sorted folder names.
 
     Returns:
@@ -154,7 +158,8 @@ def list_folder(root, class_names=None):
       then by path.
 
     Raises:
-      UserError: if there is no such folder, a class folder is unknown or without images.
+      UserError: if there is no such folder, a class folder is unknown or without images, or its
+        name is none that a file of names can hold.
     """
     root = Path(root)
     if not root.is_dir():
@@ -164,6 +169,11 @@ def list_folder(root, class_names=None):
                      if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise UserError(f"{root} contains no folders; expected a folder of images for each class")
+    for folder in folders:
+        fault = name_fault(folder) or folder != folder.strip() and "begins or ends with a space"
+        if fault:
+            raise UserError(f"{root} has a class folder {folder!a}, whose name {fault}, so that no "
+                            "file of class names can hold it; rename it")
     names = list(class_names) if class_names else folders
     labels = {name: label for label, name in enumerate(names)}
     items = []
@@ -175,18 +185,34 @@ def list_folder(root, class_names=None):
     return items, names
 
 
+def name_fault(name):
+    """Returns what keeps a class name out of a file of names, one a line, or None.
+
+    The spaces around a name are not kept there.
+    """
+    if not name.strip():
+        return "is empty"
+    if "\n" in name:
+        return "has a line break"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "is no UTF-8"
+    return None
+
+
 def read_class_names(path, distinct=True):
     """Returns the class names of a text file, one a line, in the order of the classes.
 
     Args:
-      path: UTF-8 text.
+      path: UTF-8 text, with a byte order mark or without.
       distinct: refuse a name that occurs twice; names that only label pictures may.
 
     Raises:
       UserError: if the file cannot be read, is empty, or has an empty line or a repeated name.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = text_lines(Path(path).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read class names from {str(path)!r} ({error}); expected UTF-8 "
                         "text, one name a line") from error
@@ -205,8 +231,10 @@ def read_class_names(path, distinct=True):
 def _images_below(root, folder):
     files, others = [], set()
     for directory, subfolders, names in os.walk(root / folder):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
+            if name.startswith("."):
+                continue
             suffix = os.path.splitext(name)[1].lower()
             if suffix in images.SUFFIXES:
                 files.append((Path(directory) / name).relative_to(root).as_posix())

@@ -6,15 +6,15 @@ every loader process.
 import contextlib
 import gc
 import itertools
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from gluon_resnest.data import instances
-from gluon_resnest.data.instances import Annotations
-from gluon_resnest.data.keypoints import read_json
+from gluon_resnest.data.classification import name_fault
+from gluon_resnest.data.instances import Annotations, check_files
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
 
 _LARGEST_PX = 1 << 20       # side of an image
@@ -61,6 +61,11 @@ class CocoInstances:
         order = np.argsort(ids)
         self.category_ids = ids[order]
         names = self._texts("category", ids, names)
+        for number, name in zip(ids, names):
+            fault = name_fault(name)
+            if fault:
+                raise self._wrong("category", number, f"has the name {name!a}, which {fault}; give "
+                                  "it a name of one line")
         self.class_names = tuple(names[number] for number in order)
         ids, files, heights, widths = self._columns(
             content, "images", ("id", "file_name", "height", "width"))
@@ -71,7 +76,7 @@ class CocoInstances:
             raise self._wrong("image", ids[place], f"is of {heights[place]} x {widths[place]} "
                               "pixels; give its height and width")
         self._sizes = sizes.astype(np.int64)
-        self._check_files()
+        check_files(images_dir, files, source, self._image_ids.tolist())
         if "annotations" not in content:
             content = {"annotations": []}
         self._index(content["annotations"], *self._columns(
@@ -133,7 +138,12 @@ class CocoInstances:
                  for row, area in zip(rows, (boxes[:, 2] * boxes[:, 3]).tolist())]
         self._areas = self._numbers("annotation", ids, areas)[order]
         self._ids, rows = self._ids[order], [rows[number] for number in order.tolist()]
-        self._crowd = np.array([bool(row.get("iscrowd")) for row in rows], bool)
+        crowd = [row.get("iscrowd") for row in rows]
+        for number, value in zip(self._ids.tolist(), crowd):
+            if value not in (0, 1, None):
+                raise self._wrong("annotation", number, f"has {value!r} as iscrowd, expected 0 or "
+                                  "1; mend it")
+        self._crowd = np.array(crowd, bool)
         self._lay_out_segmentations([row.get("segmentation") for row in rows])
 
     def _places(self, ids, what, numbers, known):
@@ -238,27 +248,14 @@ class CocoInstances:
                 (len(ids),) if columns is None else (len(ids), columns))
             finite = np.isfinite(numbers.reshape(len(ids), columns or 1))
             wrong = np.flatnonzero(~finite.all(axis=1))
+            if np.array(rows).dtype.kind in "US":       # read above, but by no judge
+                raise ValueError("numbers written as text")
         except (TypeError, ValueError, OverflowError):
             wrong = [place for place, row in enumerate(rows) if not is_numbers(row, columns)]
         if len(wrong):
             raise self._wrong(what, ids[wrong[0]], f"has {rows[wrong[0]]!r} where {columns or 1} "
                               "finite numbers are expected; mend it")
         return numbers
-
-    def _check_files(self):
-        """Refuses a folder that lacks images of the file, without opening any."""
-        try:
-            there = {entry.name for entry in os.scandir(self._folder)}
-        except OSError as error:
-            raise UserError(f"{self._folder} cannot be read as the folder of the images of "
-                            f"{self._source} ({error.strerror}); check the path") from error
-        missing = [index for index, file in enumerate(self._files)
-                   if file not in there and not self.file(index).exists()]
-        if missing:
-            what = "image that is" if len(missing) == 1 else "images that are"
-            raise UserError(f"{self._source} lists {len(missing)} {what} not in {self._folder}, "
-                            f"first {self._files[missing[0]]} (image {self.image_id(missing[0])}); "
-                            "check the folder")
 
     def _wrong(self, what, number, problem):
         return UserError(f"{self._source}: {what} {number!r} {problem}")

@@ -1,11 +1,10 @@
 """Semantic labels from COCO's instance annotations: 0 is background, then the categories by id."""
-from pathlib import Path
-
 import numpy as np
 
-from gluon_resnest.data import images
-from gluon_resnest.data.instance_masks import BadMask, check_mask, outlines
-from gluon_resnest.errors import MissingExtra, UserError
+from gluon_resnest.data import images, instances
+from gluon_resnest.data.coco import read_instances
+from gluon_resnest.data.instance_masks import BadMask, Move, check_mask, coco_masks, moved_mask
+from gluon_resnest.errors import UserError
 
 CROWD = 65535       # value of pixels that only a crowd covers; nobody says what they are
 
@@ -21,66 +20,45 @@ class CocoMasks:
       names: of the values, tuple of str; values count from 0, the background.
 
     Raises:
-      UserError: if a file is missing or is no such JSON.
+      UserError: see `coco.read_instances`.
     """
 
     def __init__(self, annotations, folder):
-        try:
-            from pycocotools.coco import COCO
-        except ImportError:
-            raise MissingExtra("pycocotools", "coco") from None
-        self._folder = Path(folder)
-        try:
-            self._coco = COCO(str(annotations))
-            numbers = sorted(self._coco.cats)
-            self.names = ("background", *(self._coco.cats[number]["name"] for number in numbers))
-            self._files = sorted((number, image["file_name"])
-                                 for number, image in self._coco.imgs.items())
-            self._values = {number: value for value, number in enumerate(numbers, 1)}
-            for thing in self._coco.anns.values():
-                thing["area"] = float(thing["area"] if "area" in thing else
-                                      thing["bbox"][2] * thing["bbox"][3])
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise UserError(f"{annotations} cannot be read as COCO's instance annotations "
-                            f"({error}); expected images, annotations and categories") from error
-        for thing in self._coco.anns.values():
-            if thing["category_id"] not in self._values:
-                raise UserError(f"{annotations}: annotation {thing['id']} belongs to category "
-                                f"{thing['category_id']!r}, which the file does not list; mend the "
-                                "number or remove the annotation")
+        coco_masks()                            # missing now, not at the first image
+        self._things = read_instances(annotations, folder)
+        self._order = np.argsort([self._things.image_id(place)
+                                  for place in range(len(self._things))], kind="stable")
+        self.names = ("background", *self._things.class_names)
 
     def __len__(self):
-        return len(self._files)
+        return len(self._things)
 
     def read(self, index):
-        number, file = self._files[index]
-        image = images.load(self._folder / file)
+        place = self._order[index]
+        image = instances.load(self._file(index), self._things.size(place), self.name(index))
         values = np.zeros(image.shape[:2], np.int32)
-        things = self._coco.loadAnns(self._coco.getAnnIds(imgIds=[number]))
-        order = sorted(things, key=lambda thing: (not thing.get("iscrowd", 0), -thing["area"]))
-        for thing in order:
-            mask = self._mask(index, thing, values.shape)
-            values[mask] = CROWD if thing.get("iscrowd", 0) else self._values[thing["category_id"]]
+        things = self._things.objects(place)
+        for row in np.lexsort((-things.areas, ~things.crowd)):
+            mask = self._mask(index, things, row, values.shape)
+            values[mask] = CROWD if things.crowd[row] else things.classes[row] + 1
         return image, values
 
-    def _mask(self, index, thing, size):
+    def _mask(self, index, things, row, size):
         """Returns the pixels of an object, bool (H, W)."""
-        entry = self._coco.imgs[thing["image_id"]]
-        told = entry.get("height"), entry.get("width")
-        if told != size:
-            raise UserError(f"{self.name(index)} is {size[0]} x {size[1]} pixels (height x width), "
-                            f"but its annotations are for {told[0]} x {told[1]}; use the images "
-                            "they were made for")
-        mask = outlines(thing.get("segmentation"))
+        segmentation = things.segmentations[row]
         try:
-            check_mask(mask, size)
+            check_mask(segmentation, size)
+            code = moved_mask(segmentation, size, Move((0, 0, *size), *size))
         except BadMask as error:
-            raise UserError(f"{self.name(index)}: annotation {thing['id']} has a broken mask: "
+            raise UserError(f"{self.name(index)}: annotation {things.ids[row]} has a broken mask: "
                             f"{error}; mend or remove it") from error
-        return self._coco.annToMask({**thing, "segmentation": mask}).astype(bool)
+        return coco_masks().decode({"size": list(size), "counts": code}).astype(bool)
+
+    def _file(self, index):
+        return self._things.file(self._order[index])
 
     def image_bytes(self, index):
-        return images.read_file(self._folder / self._files[index][1])
+        return images.read_file(self._file(index))
 
     def name(self, index):
-        return str(self._folder / self._files[index][1])
+        return str(self._file(index))

@@ -3,8 +3,8 @@ import numpy as np
 
 from gluon_resnest.data.coco import CocoInstances
 from gluon_resnest.data.detection import IGNORED
-from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.panoptic import VOID, read_panoptic
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
 
 THING = 0               # label of the pixels of any thing

@@ -89,7 +89,8 @@ def kind(data):
       BadImage: if `data` is no image.
     """
     with _opened(data) as image:
-        return Kind(image.format, image.mode)
+        # An MPO of a camera is a JPEG with others behind it, which no decoder looks at.
+        return Kind("JPEG" if image.format == "MPO" else image.format, image.mode)
 
 
 def decode(data):

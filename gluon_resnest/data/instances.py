@@ -5,6 +5,8 @@ COCO's files), `len`, `image_id(index)`, `size(index) -> (height, width)`, `read
 (H, W, 3)`, `objects(index) -> Annotations`, `learnable(index) -> bool`, whether an object is no
 crowd, and `name(index)` for messages. Sources are picklable and read files lazily.
 """
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +73,33 @@ def ground_truth(source):
     return {"images": pictures, "annotations": annotations,
             "categories": [{"id": int(number), "name": name}
                            for number, name in zip(source.category_ids, source.class_names)]}
+
+
+def check_files(folder, files, source, ids=None):
+    """Refuses a folder that lacks images, without opening any.
+
+    Args:
+      folder: path.
+      files: list of paths of the images, relative to it.
+      source: the file that lists them, for the message.
+      ids: of the images, for the message; None: they have none.
+
+    Raises:
+      UserError: if images are missing, or the folder cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        there = {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read as the folder of the images of {source} "
+                        f"({error.strerror}); check the path") from error
+    missing = [index for index, file in enumerate(files)
+               if file not in there and not (folder / file).exists()]
+    if missing:
+        what = "image that is" if len(missing) == 1 else "images that are"
+        first = f"{files[missing[0]]}{f' (image {ids[missing[0]]})' if ids else ''}"
+        raise UserError(f"{source} lists {len(missing)} {what} not in {folder}, first {first}; "
+                        "check the folder")
 
 
 def load(path, size, name):

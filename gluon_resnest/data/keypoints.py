@@ -2,15 +2,15 @@
 
 A sample is a person, not an image. Boxes are (x, y, width, height) in pixels.
 """
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Tuple
 
 import numpy as np
 
-from gluon_resnest.data import images, instances
+from gluon_resnest.data import instances
 from gluon_resnest.data.sampling import random_for
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
 
 JOINTS = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder",
@@ -49,18 +49,6 @@ class Persons:
 
     def __len__(self):
         return len(self.image_ids)
-
-
-def read_json(file):
-    """Returns what a json file holds.
-
-    Raises:
-      UserError: if it cannot be read or is no json.
-    """
-    try:
-        return json.loads(images.read_file(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not a json file ({error}); fetch it again") from error
 
 
 def read_annotations(file, folder):
@@ -181,11 +169,18 @@ class PersonDataset:
       crop: `pose_transforms.PersonCrop`; joints come out in pixels of the crop.
 
     Raises:
-      UserError: from an item, if its image cannot be read or is of another size than listed.
+      UserError: if images are missing; from an item, if its image cannot be read or is of another
+        size than listed.
     """
 
     def __init__(self, persons, crop):
         self.persons, self.crop = persons, crop
+        shown = {}                              # folder -> numbers of its images
+        for number in np.unique(persons.image_ids).tolist():
+            shown.setdefault(persons.files[number].parent, []).append(number)
+        for folder, numbers in shown.items():
+            instances.check_files(folder, [persons.files[number].name for number in numbers],
+                                  persons.source, numbers)
 
     def __len__(self):
         return len(self.persons)

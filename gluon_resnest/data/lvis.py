@@ -7,8 +7,8 @@ Its images are COCO's, of train2017 and of val2017, whichever its own split; `co
 import numpy as np
 
 from gluon_resnest.data.coco import CocoInstances, no_garbage_collection
-from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.repeat_factor import image_counts
+from gluon_resnest.data.text_files import read_json
 
 FREQUENCIES = {"r": 10, "c": 100, "f": np.inf}      # rare: on at most 10 training images, ...
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")

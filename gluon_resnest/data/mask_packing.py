@@ -10,10 +10,9 @@ from PIL import Image
 
 from gluon_resnest.data import images
 from gluon_resnest.data.label_maps import IGNORED, ignored_value
-from gluon_resnest.data.recordio import RecordFile, RecordWriter, sidecar
+from gluon_resnest.data.recordio import RecordFile, RecordWriter, write_class_names
 from gluon_resnest.errors import UserError
 
-CLASS_NAMES = ".classes.txt"
 _HEAD = 8
 
 
@@ -68,6 +67,4 @@ def pack_masks(dataset, rec):
             image = dataset.source.image_bytes(index)
             writer.write(0, len(image).to_bytes(_HEAD, "little") + image + png.getvalue())
             yield index
-    if dataset.class_names:
-        sidecar(rec, CLASS_NAMES).write_text("\n".join(dataset.class_names) + "\n",
-                                             encoding="utf-8")
+        write_class_names(rec, dataset.class_names)

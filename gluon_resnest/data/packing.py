@@ -15,8 +15,9 @@ from PIL import Image
 from gluon_resnest.data import images
 from gluon_resnest.data.classification import list_folder
 from gluon_resnest.data.processes import in_order
-from gluon_resnest.data.recordio import RecordWriter, sidecar, write_whole
+from gluon_resnest.data.recordio import RecordWriter, sidecar, write_class_names, write_whole
 from gluon_resnest.data.sampling import random_for
+from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError
 
 _MAX_LABEL = 1 << 24            # labels are float32, which counts no further
@@ -73,7 +74,7 @@ def list_items(path):
       UserError: names the line that is not like that.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = text_lines(Path(path).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the list {path} cannot be read ({error})") from error
     items, lines_of = [], {}
@@ -115,7 +116,7 @@ def pack(items, root, rec, options=PackOptions(), *, class_names=None, processes
       root: folder the items' files are relative to.
       rec: the record file to be.
       options: how to store the images.
-      class_names: written to .classes.txt if given.
+      class_names: written to .classes.txt if given; otherwise one that is there is removed.
       processes: how many encode.
       skip_broken: leaves broken and missing images out instead of stopping at the first.
       progress: None, or a callable (done, total), called after each image.
@@ -153,8 +154,7 @@ def pack(items, root, rec, options=PackOptions(), *, class_names=None, processes
             written = set(writer.keys)
             write_whole(sidecar(rec, ".names.txt"), "".join(
                 f"{item.file}\n" for item in items if item.key in written))
-            if class_names:
-                write_whole(sidecar(rec, ".classes.txt"), "\n".join(class_names) + "\n")
+            write_class_names(rec, class_names)
     skipped = tuple(item.file for item in items if item.key not in written)
     return Summary(len(written), before, skipped)
 

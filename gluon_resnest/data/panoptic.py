@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from gluon_resnest.data import images
-from gluon_resnest.data.keypoints import read_json
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError
 
 VOID = 0                # id of pixels that belong to no segment

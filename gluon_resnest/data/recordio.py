@@ -15,6 +15,7 @@ from gluon_resnest.data.record_format import (
     Damaged, Record, frame, pack_record, record_end, unframe, unpack_record)
 from gluon_resnest.errors import UserError
 
+CLASS_NAMES = ".classes.txt"
 _HEADERS_CHECKED = 65536                                      # at opening; all others at reading
 
 _DO_WITHOUT = "delete the .idx to have the records found without it"
@@ -247,6 +248,15 @@ def write_whole(path, text):
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_class_names(rec, names):
+    """Writes the CLASS_NAMES of a record file; without names a former file's is removed."""
+    path = sidecar(rec, CLASS_NAMES)
+    if names:
+        write_whole(path, "\n".join(names) + "\n")
+    elif path.exists():
+        path.unlink()
 
 
 def _read_index(path):

@@ -16,9 +16,10 @@ from pathlib import Path
 from gluon_resnest.data import images, label_maps
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.coco_masks import CROWD, CocoMasks
-from gluon_resnest.data.mask_packing import CLASS_NAMES, PackedPairs
-from gluon_resnest.data.recordio import sidecar
+from gluon_resnest.data.mask_packing import PackedPairs
+from gluon_resnest.data.recordio import CLASS_NAMES, sidecar
 from gluon_resnest.data.segmentation import FilePairs, SegmentationDataset
+from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError, check_choice
 
 SPLITS = ("train", "val")
@@ -32,7 +33,8 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
       layout: a name of LAYOUTS.
       root: folder of the data set.
       split: "train" or "val".
-      classes: number of classes of the network; a data set of more is refused.
+      classes: number of classes of the network; a data set of more is refused, and one that names
+        another number of them.
       transform: see `SegmentationDataset`.
 
     Raises:
@@ -51,10 +53,10 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
         labels = label_maps.counted_from_zero(classes, names, source.ignored)
     else:
         source, labels = LAYOUTS[layout](root, split, classes)
-    known = labels.names and len(labels.names)
-    if labels.count > classes or known and known > classes:
-        raise UserError(f"{root} has {known or labels.count} classes, the network {classes}; set "
-                        f"--classes {known or labels.count}")
+    known = len(labels.names) if labels.names else labels.count
+    if known > classes or labels.names and known < classes:
+        raise UserError(f"{root} has {known} classes, the network {classes}; set --classes {known}"
+                        f"{', or name all classes' if known < classes else ''}")
     return SegmentationDataset(source, labels, transform)
 
 
@@ -82,10 +84,10 @@ def _cityscapes(root, split, classes):
 def _pascal_context(root, split, classes):
     listing = root / "ImageSets/SegmentationContext" / f"{split}.txt"
     try:
-        stems = listing.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise UserError(f"{listing} cannot be read ({error.strerror}); expected the list of the "
-                        "split's images, one name a line") from error
+        stems = [stem for line in text_lines(listing.read_bytes()) for stem in line.split()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{listing} cannot be read ({error}); expected the list of the split's "
+                        "images, one name a line") from error
     pairs = [(root / f"JPEGImages/{stem}.jpg", root / f"SegmentationClassContext/{stem}.png")
              for stem in stems]
     _require([file for pair in pairs for file in pair if not file.is_file()], listing)
@@ -125,14 +127,16 @@ def _part(folder, split):
 
 
 def _partners(image_folder, label_folder, partner=lambda stem: stem):
-    """Lists (image, labels) for every image below a folder, sorted.
+    """Lists (image, labels) for every image below a folder, sorted; hidden ones are left out.
 
     Args:
       partner: from the stem of an image's name to that of its label file, a PNG at the same place
         below the other folder.
     """
     files = sorted(file for file in image_folder.rglob("*")
-                   if file.suffix.lower() in images.SUFFIXES)
+                   if file.suffix.lower() in images.SUFFIXES
+                   and not any(name.startswith(".")
+                               for name in file.relative_to(image_folder).parts))
     if not files:
         raise UserError(f"there is no image in {image_folder}; expected files with "
                         f"{' '.join(images.SUFFIXES)}")

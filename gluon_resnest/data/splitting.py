@@ -6,26 +6,30 @@ from gluon_resnest.errors import UserError
 
 
 class Subset:
-    """Some samples of a dataset, under numbers of their own."""
+    """Some samples of a dataset, under numbers of their own.
+
+    Attributes:
+      indices: int (N,), their numbers in the dataset.
+    """
 
     def __init__(self, dataset, indices):
-        self._dataset, self._indices = dataset, np.asarray(indices)
+        self._dataset, self.indices = dataset, np.asarray(indices)
         self.class_names = dataset.class_names
 
     def __len__(self):
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, key):
         index, rng = key
-        return self._dataset[int(self._indices[index]), rng]
+        return self._dataset[int(self.indices[index]), rng]
 
     @property
     def labels(self):
-        return self._dataset.labels[self._indices]
+        return self._dataset.labels[self.indices]
 
     def name(self, index):
         """Returns what an error message calls this sample."""
-        return self._dataset.name(int(self._indices[index]))
+        return self._dataset.name(int(self.indices[index]))
 
 
 def split(labels, count, seed, contents=None, *, class_names=None):
@@ -62,9 +66,9 @@ def split(labels, count, seed, contents=None, *, class_names=None):
         if not own:
             continue
         if len(own) < 2:
-            name = repr(class_names[label]) if class_names else label
-            raise UserError(f"class {name} has {len(own)} different image, expected at least 2 to "
-                            "split it; add images or give a folder for each side")
+            raise UserError(f"class {_called(label, class_names)} has {len(own)} different image, "
+                            "expected at least 2 to split it; add images or give a folder for "
+                            "each side")
         taken = 0
         for position in random_for(seed, 0, label, "split").permutation(len(own))[:-1]:
             if taken >= max(1, quota):
@@ -74,7 +78,17 @@ def split(labels, count, seed, contents=None, *, class_names=None):
                 continue
             chosen[members] = True
             taken += len(members)
+    for label in np.unique(labels):
+        sides = np.unique(chosen[labels == label])
+        if len(sides) < 2:          # its samples are of groups that begin in other classes
+            raise UserError(f"the images of class {_called(label, class_names)} are copies of "
+                            "images of other classes, so that it cannot be on both sides of a "
+                            "split; remove the copies or give a folder for each side")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _called(label, class_names):
+    return repr(class_names[label]) if class_names else label
 
 
 def _shares(sizes, count):

@@ -6,6 +6,7 @@ import numpy as np
 
 from gluon_resnest.data import images, instances
 from gluon_resnest.data.instances import Annotations
+from gluon_resnest.data.text_files import text_lines
 from gluon_resnest.errors import UserError, nearest
 
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -24,13 +25,15 @@ def read_voc(root, split, classes=CLASSES):
     """
     root = Path(root)
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
-    names = [line.split()[0] for line in _text(listed).splitlines() if line.strip()]
+    names = [line.split()[0] for line in _lines(listed) if line.strip()]
     repeated = sorted({name for name in names if names.count(name) > 1}) if (
         len(set(names)) < len(names)) else []
     if repeated or not names:
         raise UserError(f"{listed} lists {repeated[0] if repeated else 'nothing'}"
                         f"{' more than once' if repeated else ''}; give one name a line")
-    return VocInstances(root, names, tuple(classes))
+    source = VocInstances(root, names, tuple(classes))
+    instances.check_files(root / "JPEGImages", [f"{name}.jpg" for name in names], str(listed))
+    return source
 
 
 class VocInstances:
@@ -89,14 +92,14 @@ class VocInstances:
 
 def _read(file, kinds):
     """Returns size, boxes, classes and crowd of an XML file."""
-    text = _text(file)
+    content = images.read_file(file)
     try:
-        tree = ElementTree.fromstring(text)
+        tree = ElementTree.fromstring(content)      # of bytes, so that its declaration counts
         size = tuple(int(tree.find(f"size/{side}").text) for side in ("height", "width"))
         if min(size) < 1:
             raise ValueError(f"a size of {size[0]} x {size[1]}")
         rows = [_object(entry) for entry in tree.iter("object")]
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise UserError(f"{file} is not an annotation of VOC ({error}); it needs size, and for "
                         "each object name and bndbox") from error
     for name, _, _ in rows:
@@ -113,7 +116,7 @@ def _object(entry):
                                 for side in ("xmin", "ymin", "xmax", "ymax"))
     difficult = entry.find("difficult")
     return (entry.find("name").text, (left - 1, top - 1, right, bottom),
-            difficult is not None and difficult.text.strip() == "1")
+            difficult is not None and (difficult.text or "").strip() == "1")
 
 
 def _boxes(corners, file):
@@ -128,8 +131,8 @@ def _boxes(corners, file):
     return boxes
 
 
-def _text(file):
+def _lines(file):
     try:
-        return images.read_file(file).decode()
+        return text_lines(images.read_file(file))
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no text ({error.reason}); fetch it again") from error

@@ -13,6 +13,7 @@ from gluon_resnest.data import images as image_files
 from gluon_resnest.data import keypoints
 from gluon_resnest.data.pose_transforms import PersonCrop, inverse, move
 from gluon_resnest.data.sampling import random_for
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.errors import UserError, diverged
 from gluon_resnest.interop import cards, deployed
 from gluon_resnest.interop.card_values import number, triple, whole
@@ -194,7 +195,7 @@ def read_boxes(file):
     Raises:
       UserError: if it is no such file.
     """
-    content = keypoints.read_json(file)
+    content = read_json(file)
     if isinstance(content, dict):
         boxes = {name: _box_array(rows) for name, rows in content.items()}
         if all(rows is not None for rows in boxes.values()):

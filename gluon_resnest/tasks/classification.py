@@ -174,9 +174,11 @@ class Classification:
                 f"top-5 {metrics['top5']:.3f} % ({metrics['top5_hits']} of {metrics['images']})")
 
     def open_training(self, run):
-        """Returns the loader of the training images."""
+        """Returns a loader of the training images; they are opened once."""
         recipe = self._recipe
-        if run.data == "synthetic":
+        if self._train is not None:
+            dataset = self._train.dataset
+        elif run.data == "synthetic":
             dataset = self._generated(recipe.crop_px, recipe.batch * run.synthetic_steps, 0)
         else:
             dataset = self.training_images(run)
@@ -199,7 +201,8 @@ class Classification:
     def evaluation_images(self, run):
         """Opens the dataset of evaluation images."""
         if self._recipe.hold_out:
-            return held_out_images(self._recipe, run.rec_train, "--rec-train")
+            return held_out_images(self._recipe, run.rec_train, "--rec-train",
+                                   self._train and self._train.dataset)
         return evaluation_images(self._recipe, run.rec_val, "--rec-val", self.class_names)
 
     def _evaluation_loader(self, dataset, run):

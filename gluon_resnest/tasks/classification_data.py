@@ -1,6 +1,8 @@
 """The images a classification recipe means, opened with its pipelines."""
 from pathlib import Path
 
+import numpy as np
+
 from gluon_resnest.data.classification import FolderDataset, RecordDataset, first_difference
 from gluon_resnest.data.splitting import Subset, split
 from gluon_resnest.data.transforms import eval_transform, train_transform
@@ -15,10 +17,17 @@ def training_images(recipe, path, flag):
     return Subset(dataset, _split(dataset, recipe)[0])
 
 
-def held_out_images(recipe, path, flag):
-    """Opens the training images that the recipe holds out, for evaluation."""
+def held_out_images(recipe, path, flag, training=None):
+    """Opens the training images that the recipe holds out, for evaluation.
+
+    Args:
+      recipe, path, flag: as `training_images`.
+      training: what that has returned; None: to be found out by reading all labels.
+    """
     dataset = open_images(path, flag, evaluation_pipeline(recipe), recipe.classes)
-    return Subset(dataset, _split(dataset, recipe)[1])
+    if training is None:
+        return Subset(dataset, _split(dataset, recipe)[1])
+    return Subset(dataset, np.setdiff1d(np.arange(len(dataset)), training.indices))
 
 
 def _split(dataset, recipe):

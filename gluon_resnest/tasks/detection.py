@@ -9,9 +9,9 @@ import numpy as np
 from mxnet import autograd, nd
 
 from gluon_resnest.data.detection import stack
-from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.repeat_factor import image_counts
 from gluon_resnest.data.sampling import random_for, shard
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.engine.amp import enable
 from gluon_resnest.engine.memory import to_device
 from gluon_resnest.engine.optim import Steps, decays, optimizer, set_multipliers

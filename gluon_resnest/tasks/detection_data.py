@@ -6,12 +6,12 @@ from gluon_resnest.data.coco import CocoInstances, read_instances
 from gluon_resnest.data.detection import DetectionDataset, DetectionLoader
 from gluon_resnest.data.detection_transforms import EvalTransform, TrainTransform
 from gluon_resnest.data.instances import ground_truth
-from gluon_resnest.data.keypoints import read_json
 from gluon_resnest.data.lvis import exhaustive, read_lvis
 from gluon_resnest.data.picking import Picked, pick_clear
 from gluon_resnest.data.repeat_factor import repeat_factors
 from gluon_resnest.data.shapes import KINDS, ShapeInstances
 from gluon_resnest.data.synthetic import SyntheticDetection
+from gluon_resnest.data.text_files import read_json
 from gluon_resnest.data.voc import CLASSES, read_voc
 from gluon_resnest.errors import UserError
 from gluon_resnest.models.detection.conventions import conventions as conventions_of

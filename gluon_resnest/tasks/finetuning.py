@@ -270,5 +270,6 @@ def _recipe_of_weights(run):
 
 
 def _write_csv(path, head, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    # Names of files need not be UTF-8: such bytes are written as backslashes and numbers.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([head, *rows])

@@ -85,15 +85,22 @@ def find_folders(root, *, evaluating):
     train, *given = (root / name if (root / name).is_dir() else None
                      for name in ("train", "val", "test"))
     if train:
+        if not _class_folders(train):
+            raise UserError(f"{train} has no class folders, expected a folder of training images "
+                            "for each class there; add them, or give a class of the name train "
+                            "another one")
         return (train, *given)
     if not any(given):
         return root, None, None
-    if evaluating and all(path in given for path in root.iterdir()
-                          if path.is_dir() and not path.name.startswith(".")):
+    if evaluating and all(path in given for path in _class_folders(root)):
         return (None, *given)
     raise UserError(f"{root} has {next(filter(None, given)).name}/ but no train/, expected both or "
                     "only folders of classes; name the folder of training images train/, or give "
                     "a class of that name another one")
+
+
+def _class_folders(root):
+    return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def _sets(train, others):

@@ -8,6 +8,7 @@ import numpy as np
 from mxnet import nd
 
 from gluon_resnest.data import color
+from gluon_resnest.data.classification import first_difference
 from gluon_resnest.data.label_maps import counted_from_zero
 from gluon_resnest.data.loader import Loader
 from gluon_resnest.data.sampling import TrainPlan, shard
@@ -27,7 +28,7 @@ from gluon_resnest.models.pixel_loss import PixelCrossEntropy
 from gluon_resnest.models.segmentation import initialize
 from gluon_resnest.models.whole_image import WholeImage
 from gluon_resnest.tasks.statistics import settle_statistics
-from gluon_resnest.tasks.trained_run import load_backbone
+from gluon_resnest.tasks.trained_run import check_classes, load_backbone
 from gluon_resnest.tasks.workload import segmentation_workload
 from gluon_resnest.zoo import load_weights, segmentation_model
 
@@ -76,7 +77,9 @@ class Segmentation:
             self.class_names = self._train.dataset.class_names
         self._val = _dataset(recipe, run, "val")
         self._readers = run.data_workers
+        _check_alike(self.class_names, self._val.class_names)
         self.class_names = self.class_names or self._val.class_names
+        comm.on_main(lambda: check_classes(run.workdir, self.class_names))
 
         enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
@@ -181,6 +184,15 @@ class Segmentation:
         """Ends the loader processes."""
         if self._train is not None:
             self._train.close()
+
+
+def _check_alike(train, val):
+    """Refuses other class names in training than in evaluation; None: not known."""
+    found = first_difference(train, val) if train and val else None
+    if found:
+        number, here, there = found
+        raise UserError("train and val must have the same classes in the same order, but class "
+                        f"{number} is {here!r} in train and {there!r} in val; number them alike")
 
 
 def _network(recipe, run, comm, context):
