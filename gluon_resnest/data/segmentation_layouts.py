@@ -25,14 +25,15 @@ SPLITS = ("train", "val")
 _FOLDERS = ("train", "training", "val", "validation", "test", "testing")    # of splits
 
 
-def open_segmentation(layout, root, split, *, classes, transform=None):
+def open_segmentation(layout, root, split, *, classes=None, transform=None):
     """Opens one split of a segmentation data set.
 
     Args:
       layout: a name of LAYOUTS.
       root: folder of the data set.
       split: "train" or "val".
-      classes: number of classes of the network; a data set of more is refused.
+      classes: number of classes of the network; a data set of more is refused. None takes as many
+        as a published layout has; the layout folder and packed files do not say.
       transform: see `SegmentationDataset`.
 
     Raises:
@@ -45,6 +46,8 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
         raise UserError(f"there is no folder {root}; expected the root of a data set of the layout "
                         f"{layout}")
     packed = root / f"{split}.rec"
+    if classes is None and (layout == "folder" or packed.is_file()):
+        raise UserError(f"--classes K is missing; say how many classes {root} has")
     if packed.is_file():
         names = _names(sidecar(packed, CLASS_NAMES))
         source = PackedPairs(packed)
@@ -52,6 +55,7 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
     else:
         source, labels = LAYOUTS[layout](root, split, classes)
     known = labels.names and len(labels.names)
+    classes = labels.count if classes is None else classes
     if labels.count > classes or known and known > classes:
         raise UserError(f"{root} has {known or labels.count} classes, the network {classes}; set "
                         f"--classes {known or labels.count}")
