@@ -171,6 +171,7 @@ def test_export_tool_takes_parameter_files(capsys, tmp_path):
 
 @pytest.mark.parametrize("words, message", [(["--protocol", "gluon"], "--protocol"),
                                             (["--weights", "x"], "--weights belongs"),
+                                            (["--crop", "0"], "--crop must be at least 1 px"),
                                             (["--save", "x.png", "--opacity", "2"],
                                              "--opacity must be from 0 to 1, got 2.0")])
 def test_flags_of_classifiers_are_refused(capsys, exported, photos, words, message):

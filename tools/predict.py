@@ -109,6 +109,8 @@ def settle(flags, kind, word):
     if flags.topk < 1 or flags.batch < 1:
         raise UserError(f"--topk and --batch must be at least 1, got {flags.topk} and "
                         f"{flags.batch}")
+    if flags.crop is not None and flags.crop < 1:
+        raise UserError(f"--crop must be at least 1 px, got {flags.crop}")
     for name in ("threshold", "opacity"):
         if not 0 <= getattr(flags, name) <= 1:
             raise UserError(f"--{name} must be from 0 to 1, got {getattr(flags, name)}")
