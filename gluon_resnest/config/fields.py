@@ -40,6 +40,11 @@ class Recipe:
         return {}
 
     @property
+    def unreached(self):
+        """What the training ends before, as one sentence; empty where it comes to everything."""
+        return ""
+
+    @property
     def judged_at(self):
         """The settings that a published value belongs to: {its name: theirs}; see `override`."""
         return {}
@@ -128,6 +133,8 @@ def override(recipe, texts):
         if name in texts and other not in texts:
             raise UserError(f"{name}={texts[name]} changes nothing, because {other} is "
                             f"{getattr(changed, other):g}; set {other}, or {other}=none too")
+    if changed.unreached and changed.unreached != recipe.unreached:
+        raise UserError(changed.unreached)
     return changed
 
 
