@@ -10,6 +10,7 @@ import signal
 import sys
 
 from gluon_resnest.config import override
+from gluon_resnest.config.fields import plain_type
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 from gluon_resnest.execution import execute, leave, plan
 
@@ -169,10 +170,10 @@ def _parser(recipes, task_class):
     numbers = parser.add_argument_group(
         "recipe", "numbers of the experiment; each overrides the entry chosen by --model")
     for field in fields:
-        choices = field.metadata.get("choices")
+        choices, (kind, optional) = field.metadata.get("choices"), plain_type(field)
         numbers.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=None,
                              metavar="|".join(map(str, choices)) if choices else
-                             getattr(field.type, "__name__", "VALUE").upper(),
+                             kind.__name__.upper() + ("|none" if optional else ""),
                              help=field.metadata["help"].replace("%", "%%"))
     return parser
 

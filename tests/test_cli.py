@@ -401,6 +401,7 @@ def test_help_teaches_every_field(capsys, monkeypatch):
     assert exit.value.code == 0
     for field in dataclasses.fields(RECIPES["resnest50"]):
         assert "--" + field.name.replace("_", "-") in out
+    assert "--lr FLOAT|none" in out and "--epochs INT" in out and "OPTIONAL" not in out
 
 
 def test_workers_of_one_machine_share_its_cores():

@@ -71,7 +71,7 @@ class Recipe:
                             f"{error}") from error
 
 
-def _plain_type(field):
+def plain_type(field):
     """Returns (type, may be None) of a field annotated `T` or `Optional[T]`."""
     arguments = typing.get_args(field.type)
     if arguments:
@@ -80,7 +80,7 @@ def _plain_type(field):
 
 
 def _check(field, value):
-    kind, optional = _plain_type(field)
+    kind, optional = plain_type(field)
     if value is None and optional:
         return
     number = (int, float) if kind is float else kind
@@ -100,7 +100,7 @@ def _check(field, value):
 
 def parse(field, text):
     """Returns the value that `text`, a word of the command line, means for `field`."""
-    kind, optional = _plain_type(field)
+    kind, optional = plain_type(field)
     if optional and text.lower() == "none":
         return None
     if kind is bool:
@@ -117,7 +117,8 @@ def parse(field, text):
 def override(recipe, texts):
     """Returns a copy of `recipe` with the fields of `texts` (name -> word) replaced and checked.
 
-    Another evaluation than that of a published value has none, unless `texts` says so.
+    Another evaluation than that of a published value has none, unless `texts` says so. What the
+    changed training would not come to is refused; a recipe that already was so may remain so.
     """
     fields = {field.name: field for field in dataclasses.fields(recipe)}
     for name in texts:
