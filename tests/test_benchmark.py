@@ -176,6 +176,13 @@ def test_only_equal_precisions_are_compared():
     (["train", "--horovod", "64:5"], "must be pairs of MB and ms .* '64:5' with 1 worker"),
     (["data", "--data", "no/such"], "--data must be a folder .* got 'no/such'"),
     (["infer", "--threads", "-2"], "--threads must be positive, got -2"),
+    (["infer", "--rounds", "2"], "--rounds must be at least 3, .* got 2"),
+    (["infer", "--deployed", "x", "--paper", "table4"], "--paper times networks of the zoo"),
+    (["infer", "--deployed", "x", "--model", "resnest14"], "--model resnest14 would change"),
+    (["infer", "--model", "resnest14", "--paper", "table4"], "--model is said by the table"),
+    (["infer", "--size", "32", "--paper", "table4"], "--size is said by the table of --paper"),
+    (["data", "--data", ".", "--model", "resnest14"], "--model resnest14 would change .* runs no n"),
+    (["data", "--data", ".", "--device", "gpu"], "--device gpu belongs to infer and train, not to"),
     (["infer", "--engine", "mxnet"], "--engine is what runs the file of --deployed"),
     (["infer", "--json", "no/such/x.json"], "--json no/such/x.json cannot be written"),
     (["infer", "--plot", "no/such/x.png"], "cannot write 'no/such/x.png'"),
@@ -192,6 +199,31 @@ def test_impossible_commands_are_refused_in_one_sentence(words, message, capsys)
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
+
+
+def test_the_first_competitor_cannot_be_left_out():
+    with pytest.raises(UserError, match="ours offers fp32, not int8.*give --deployed FILE of that"):
+        chosen("infer", ["ours", "openvino"], "int8", PYTHONS)
+    with pytest.raises(UserError, match="ours offers fp32, bf16, not int8.* --precision fp32 or b"):
+        chosen("train", ["ours"], "int8", PYTHONS)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_competitor_of_cpus_is_refused_on_a_gpu(name):
+    with pytest.raises(UserError, match=f"{name} runs on cpu here, not on gpu; leave it out"):
+        chosen("infer", ["ours", name], "fp32", PYTHONS, device="gpu")
+
+
+def test_settings_name_the_network_where_one_runs():
+    for words, expected in ((["infer"], {"model": "resnest50", "size": 224}),
+                            (["infer", "--paper", "table4"], {}),
+                            (["infer", "--deployed", "x"], {"size": 224}),
+                            (["infer", "--deployed", "x", "--vs", "ours", "--model", "resnest14"],
+                             {"model": "resnest14", "size": 224})):
+        flags = TOOL.parse(words)
+        TOOL.check(flags)
+        found = TOOL.settings_of(flags, 2)
+        assert {name: found[name] for name in ("model", "size") if name in found} == expected
 
 
 def test_bfloat16_is_refused_where_the_cpu_has_none(monkeypatch):
