@@ -331,6 +331,34 @@ def test_openvino_calibrates_on_the_batch_its_network_was_written_for(monkeypatc
     assert given and {batch.shape for batch in given} == {images.shape}
 
 
+def side(name, monkeypatch):
+    """Imports a file of sides/ as its worker does."""
+    monkeypatch.syspath_prepend(str(ROOT / "gluon_resnest/benchmark/sides"))
+    monkeypatch.delitem(sys.modules, f"side_{name}", raising=False)
+    return importlib.import_module(f"side_{name}")
+
+
+@pytest.mark.parametrize("competitor, ours", [("ours", True), ("gluoncv", False),
+                                              ("authors", False)])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_only_our_networks_run_with_the_variables_of_our_recipes(competitor, ours, device,
+                                                                 monkeypatch):
+    from gluon_resnest import cli
+    from gluon_resnest.engine.comm import Comm
+    made, seen = side("mxnet", monkeypatch), {}
+
+    def look(comm, device):
+        seen.update(os.environ)
+        raise UserError("seen")
+
+    monkeypatch.setattr(Comm, "context", look)
+    with mock.patch.dict(os.environ), pytest.raises(UserError, match="seen"):
+        for name in cli.ENGINE_ENVIRONMENT:
+            os.environ.pop(name, None)
+        made.make({"competitor": competitor, "device": device, "kind": "infer"})
+    assert {name in seen for name in cli.ENGINE_ENVIRONMENT} == {ours}
+
+
 def test_real_run(tmp_path):
     """The command as a user calls it; the machine may be busy, so all rounds count."""
     command = [sys.executable, str(ROOT / "tools/benchmark.py"), "infer", "--model", "resnest14",
