@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -357,6 +358,33 @@ def test_only_our_networks_run_with_the_variables_of_our_recipes(competitor, our
             os.environ.pop(name, None)
         made.make({"competitor": competitor, "device": device, "kind": "infer"})
     assert {name in seen for name in cli.ENGINE_ENVIRONMENT} == {ours}
+
+
+def test_fewer_pictures_than_a_batch_are_refused(monkeypatch):
+    """With none of a whole batch, the endless reading would never yield."""
+    libraries = {name: mock.MagicMock() for name in ("torch", "torchvision", "timm", "timm.data")}
+    libraries["torchvision"].datasets.ImageFolder.return_value = range(5)
+    for name, library in libraries.items():
+        monkeypatch.setitem(sys.modules, name, library)
+    job = {"file": "x", "batch": 6, "size": 32, "auto_augment": False, "threads": 1,
+           "competitor": "timm"}
+    with pytest.raises(ValueError, match="x has 5 pictures, fewer than a batch of 6"):
+        side("torch_loader", monkeypatch).make(job)
+    side("torch_loader", monkeypatch).make({**job, "batch": 5})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_fails_ends_with_an_error(rank, tmp_path):
+    """That is how horovodrun learns of it."""
+    (tmp_path / "job").write_text(json.dumps({"library": "absent", "cores": [], "began": 0.0,
+                                              "socket": str(tmp_path / "socket")}))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(1)
+        done = subprocess.run([sys.executable, worker.__file__, str(tmp_path / "job")],
+                              stderr=subprocess.PIPE, text=True,
+                              env={**os.environ, "HOROVOD_RANK": str(rank)})
+    assert done.returncode == 1 and "No module named 'side_absent'" in done.stderr
 
 
 def test_real_run(tmp_path):
