@@ -36,9 +36,10 @@ from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
+from gluon_resnest.interop.drawing import OPACITY
 from gluon_resnest.run_directory import is_run
 
-DEFAULTS = {"topk": 5, "batch": 16, "threshold": 0.5, "opacity": 0.6}
+DEFAULTS = {"topk": 5, "batch": 16, "threshold": 0.5, "opacity": OPACITY}
 _COLOURED = ("segmentation", "detection", "panoptic")
 # Flag -> kinds of network that listen to it; all listen to those that are not here.
 LISTENERS = {
