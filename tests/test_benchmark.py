@@ -182,7 +182,7 @@ def test_only_equal_precisions_are_compared():
     (["infer", "--deployed", "x", "--model", "resnest14"], "--model resnest14 would change"),
     (["infer", "--model", "resnest14", "--paper", "table4"], "--model is said by the table"),
     (["infer", "--size", "32", "--paper", "table4"], "--size is said by the table of --paper"),
-    (["data", "--data", ".", "--model", "resnest14"], "--model resnest14 would change .* runs no n"),
+    (["data", "--data", ".", "--model", "resnest14"], "--model resnest14 would change"),
     (["data", "--data", ".", "--device", "gpu"], "--device gpu belongs to infer and train, not to"),
     (["infer", "--engine", "mxnet"], "--engine is what runs the file of --deployed"),
     (["infer", "--json", "no/such/x.json"], "--json no/such/x.json cannot be written"),

@@ -32,5 +32,5 @@ def told(environ, what, default):
       environ: the environment.
       what: a field of Launcher.
     """
-    names = (getattr(launcher, what) for launcher in LAUNCHERS)
+    names = filter(None, (getattr(launcher, what) for launcher in LAUNCHERS))
     return int(next((environ[name] for name in names if name in environ), default))
