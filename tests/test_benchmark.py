@@ -362,7 +362,8 @@ def test_only_our_networks_run_with_the_variables_of_our_recipes(competitor, our
 
 def test_fewer_pictures_than_a_batch_are_refused(monkeypatch):
     """With none of a whole batch, the endless reading would never yield."""
-    libraries = {name: mock.MagicMock() for name in ("torch", "torchvision", "timm", "timm.data")}
+    libraries = {name: mock.MagicMock(__version__="1")
+                 for name in ("torch", "torchvision", "timm", "timm.data")}
     libraries["torchvision"].datasets.ImageFolder.return_value = range(5)
     for name, library in libraries.items():
         monkeypatch.setitem(sys.modules, name, library)
