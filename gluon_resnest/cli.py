@@ -10,6 +10,8 @@ import signal
 import sys
 
 from gluon_resnest.config import override
+from gluon_resnest.config.fields import plain_type
+from gluon_resnest.engine.launchers import told
 from gluon_resnest.errors import UserError, exit_on_user_error, nearest
 from gluon_resnest.execution import execute, leave, plan
 
@@ -39,16 +41,18 @@ DETERMINISTIC_ENVIRONMENT = {
 
 
 def set_engine_environment(environ=os.environ):
-    """Sets MXNET_* and OMP_NUM_THREADS where unset; workers of one machine share its cores.
+    """Sets MXNET_* and OMP_NUM_THREADS where unset.
+
+    Workers of one machine share the CPUs that this process may use; one that its launcher has given
+    CPUs of its own gets fewer threads than it might have.
 
     A fixed number of OpenMP threads is also what makes two runs bit-equal: sums are split by
     thread.
     """
     for name, (value, _) in ENGINE_ENVIRONMENT.items():
         environ.setdefault(name, value)
-    local_workers = int(environ.get("HOROVOD_LOCAL_SIZE",
-                                    environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1)))
-    environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local_workers)))
+    threads = len(os.sched_getaffinity(0)) // told(environ, "local_size", 1)
+    environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
 
 set_engine_environment()
@@ -169,10 +173,10 @@ def _parser(recipes, task_class):
     numbers = parser.add_argument_group(
         "recipe", "numbers of the experiment; each overrides the entry chosen by --model")
     for field in fields:
-        choices = field.metadata.get("choices")
+        choices, (kind, optional) = field.metadata.get("choices"), plain_type(field)
         numbers.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=None,
                              metavar="|".join(map(str, choices)) if choices else
-                             getattr(field.type, "__name__", "VALUE").upper(),
+                             kind.__name__.upper() + ("|none" if optional else ""),
                              help=field.metadata["help"].replace("%", "%%"))
     return parser
 

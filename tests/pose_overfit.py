@@ -4,7 +4,8 @@
 
 Persons: coco_keypoints_sample and the val images of tiny_coco, 58 together. Training and evaluation
 see the same crops without random changes, so that OKS AP must exceed 90 %. Flags of
-recipes/simple_pose.py may follow; running it again continues. tests/test_pose_overfit.py starts it.
+recipes/simple_pose.py may follow, such as --epochs 60 --decay-epochs ""; running it again
+continues. tests/test_pose_overfit.py starts it.
 """
 import argparse
 import importlib.util

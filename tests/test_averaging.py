@@ -102,6 +102,14 @@ def test_nothing_to_average_and_nowhere_to_write_are_sentences(tmp_path):
         write_model(model(0), tmp_path / "file/x.params")
 
 
+def test_what_belongs_to_one_run_directory_is_refused_elsewhere(run):
+    write_model({"weight": np.float32([[9]])}, run / "a.params")
+    with pytest.raises(UserError, match="--last belongs to a run directory; leave it out"):
+        read_models([run / "a.params", run / "a.params"], last=1)
+    with pytest.raises(UserError, match="is a run directory, which is averaged alone; give one"):
+        read_models([run, run])
+
+
 def test_damaged_checkpoints_are_left_out(run):
     steps = sorted((run / "checkpoints").glob("step-*"))
     whole = [path for path, _ in read_models([run], last=2)]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -176,6 +177,13 @@ def test_only_equal_precisions_are_compared():
     (["train", "--horovod", "64:5"], "must be pairs of MB and ms .* '64:5' with 1 worker"),
     (["data", "--data", "no/such"], "--data must be a folder .* got 'no/such'"),
     (["infer", "--threads", "-2"], "--threads must be positive, got -2"),
+    (["infer", "--rounds", "2"], "--rounds must be at least 3, .* got 2"),
+    (["infer", "--deployed", "x", "--paper", "table4"], "--paper times networks of the zoo"),
+    (["infer", "--deployed", "x", "--model", "resnest14"], "--model resnest14 would change"),
+    (["infer", "--model", "resnest14", "--paper", "table4"], "--model is said by the table"),
+    (["infer", "--size", "32", "--paper", "table4"], "--size is said by the table of --paper"),
+    (["data", "--data", ".", "--model", "resnest14"], "--model resnest14 would change"),
+    (["data", "--data", ".", "--device", "gpu"], "--device gpu belongs to infer and train, not to"),
     (["infer", "--engine", "mxnet"], "--engine is what runs the file of --deployed"),
     (["infer", "--json", "no/such/x.json"], "--json no/such/x.json cannot be written"),
     (["infer", "--plot", "no/such/x.png"], "cannot write 'no/such/x.png'"),
@@ -192,6 +200,31 @@ def test_impossible_commands_are_refused_in_one_sentence(words, message, capsys)
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
+
+
+def test_the_first_competitor_cannot_be_left_out():
+    with pytest.raises(UserError, match="ours offers fp32, not int8.*give --deployed FILE of that"):
+        chosen("infer", ["ours", "openvino"], "int8", PYTHONS)
+    with pytest.raises(UserError, match="ours offers fp32, bf16, not int8.* --precision fp32 or b"):
+        chosen("train", ["ours"], "int8", PYTHONS)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_competitor_of_cpus_is_refused_on_a_gpu(name):
+    with pytest.raises(UserError, match=f"{name} runs on cpu here, not on gpu; leave it out"):
+        chosen("infer", ["ours", name], "fp32", PYTHONS, device="gpu")
+
+
+def test_settings_name_the_network_where_one_runs():
+    for words, expected in ((["infer"], {"model": "resnest50", "size": 224}),
+                            (["infer", "--paper", "table4"], {}),
+                            (["infer", "--deployed", "x"], {"size": 224}),
+                            (["infer", "--deployed", "x", "--vs", "ours", "--model", "resnest14"],
+                             {"model": "resnest14", "size": 224})):
+        flags = TOOL.parse(words)
+        TOOL.check(flags)
+        found = TOOL.settings_of(flags, 2)
+        assert {name: found[name] for name in ("model", "size") if name in found} == expected
 
 
 def test_bfloat16_is_refused_where_the_cpu_has_none(monkeypatch):
@@ -297,6 +330,62 @@ def test_openvino_calibrates_on_the_batch_its_network_was_written_for(monkeypatc
     images = np.zeros((16, 3, 8, 6), np.float32)
     importlib.import_module("side_onnx")._openvino({"precision": "int8", "threads": 1}, "x", images)
     assert given and {batch.shape for batch in given} == {images.shape}
+
+
+def side(name, monkeypatch):
+    """Imports a file of sides/ as its worker does."""
+    monkeypatch.syspath_prepend(str(ROOT / "gluon_resnest/benchmark/sides"))
+    monkeypatch.delitem(sys.modules, f"side_{name}", raising=False)
+    return importlib.import_module(f"side_{name}")
+
+
+@pytest.mark.parametrize("competitor, ours", [("ours", True), ("gluoncv", False),
+                                              ("authors", False)])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_only_our_networks_run_with_the_variables_of_our_recipes(competitor, ours, device,
+                                                                 monkeypatch):
+    from gluon_resnest import cli
+    from gluon_resnest.engine.comm import Comm
+    made, seen = side("mxnet", monkeypatch), {}
+
+    def look(comm, device):
+        seen.update(os.environ)
+        raise UserError("seen")
+
+    monkeypatch.setattr(Comm, "context", look)
+    with mock.patch.dict(os.environ), pytest.raises(UserError, match="seen"):
+        for name in cli.ENGINE_ENVIRONMENT:
+            os.environ.pop(name, None)
+        made.make({"competitor": competitor, "device": device, "kind": "infer"})
+    assert {name in seen for name in cli.ENGINE_ENVIRONMENT} == {ours}
+
+
+def test_fewer_pictures_than_a_batch_are_refused(monkeypatch):
+    """With none of a whole batch, the endless reading would never yield."""
+    libraries = {name: mock.MagicMock(__version__="1")
+                 for name in ("torch", "torchvision", "timm", "timm.data")}
+    libraries["torchvision"].datasets.ImageFolder.return_value = range(5)
+    for name, library in libraries.items():
+        monkeypatch.setitem(sys.modules, name, library)
+    job = {"file": "x", "batch": 6, "size": 32, "auto_augment": False, "threads": 1,
+           "competitor": "timm"}
+    with pytest.raises(ValueError, match="x has 5 pictures, fewer than a batch of 6"):
+        side("torch_loader", monkeypatch).make(job)
+    side("torch_loader", monkeypatch).make({**job, "batch": 5})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_fails_ends_with_an_error(rank, tmp_path):
+    """That is how horovodrun learns of it."""
+    (tmp_path / "job").write_text(json.dumps({"library": "absent", "cores": [], "began": 0.0,
+                                              "socket": str(tmp_path / "socket")}))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(1)
+        done = subprocess.run([sys.executable, worker.__file__, str(tmp_path / "job")],
+                              stderr=subprocess.PIPE, text=True,
+                              env={**os.environ, "HOROVOD_RANK": str(rank)})
+    assert done.returncode == 1 and "No module named 'side_absent'" in done.stderr
 
 
 def test_real_run(tmp_path):

@@ -401,6 +401,7 @@ def test_help_teaches_every_field(capsys, monkeypatch):
     assert exit.value.code == 0
     for field in dataclasses.fields(RECIPES["resnest50"]):
         assert "--" + field.name.replace("_", "-") in out
+    assert "--lr FLOAT|none" in out and "--epochs INT" in out and "OPTIONAL" not in out
 
 
 def test_workers_of_one_machine_share_its_cores():
@@ -410,6 +411,15 @@ def test_workers_of_one_machine_share_its_cores():
     environ = {"OMP_NUM_THREADS": "7"}
     cli.set_engine_environment(environ)
     assert environ["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize("variable", ["HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE",
+                                      "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE"])
+def test_threads_are_those_of_the_cpus_that_the_workers_may_use(variable, monkeypatch):
+    monkeypatch.setattr(cli.os, "sched_getaffinity", lambda process: {1, 3, 5, 6, 7, 8})
+    for environ, threads in (({}, "6"), ({variable: "2"}, "3"), ({variable: "7"}, "1")):
+        cli.set_engine_environment(environ)
+        assert environ["OMP_NUM_THREADS"] == threads
 
 
 def test_flags_are_a_namespace_without_recipe_fields():

@@ -14,7 +14,8 @@ import pytest
 from horovod_job import launch
 from mxnet import autograd, gluon, nd
 
-from gluon_resnest.engine.comm import LAUNCHERS, Comm, connect
+from gluon_resnest.engine.comm import Comm, connect
+from gluon_resnest.engine.launchers import LAUNCHERS
 from gluon_resnest.engine.optim import optimizer, set_multipliers
 from gluon_resnest.errors import UserError
 
@@ -240,11 +241,11 @@ def test_one_worker_needs_no_horovod(environ, monkeypatch):
     assert type(connect(environ)) is Comm
 
 
-@pytest.mark.parametrize("variable", LAUNCHERS)
-def test_launched_without_horovod_is_a_sentence(variable, monkeypatch):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launched_without_horovod_is_a_sentence(launcher, monkeypatch):
     monkeypatch.setitem(sys.modules, "horovod.mxnet", None)
     with pytest.raises(UserError, match=r"one of 4 workers.*pip install 'gluon-resnest\[train\]'"):
-        connect({variable: "4"})
+        connect({launcher.size: "4"})
 
 
 def test_a_launcher_that_horovod_does_not_speak_is_a_sentence(monkeypatch):

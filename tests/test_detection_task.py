@@ -386,6 +386,7 @@ def test_a_few_clear_images_are_picked_and_evaluated(data_root):
 
 @pytest.mark.parametrize("change, message", [
     ({"short_px": "640;800"}, "short_px must be whole numbers with commas"),
+    ({"short_px": "\u00b2"}, "short_px must be whole numbers with commas"),
     ({"short_px": "640"}, "short_px must lie between 1 and max_px"),
     ({"eval_scales": "400,5000"}, "eval_scales must lie between"),
     ({"eval_flip": True}, "eval_flip belongs to test-time augmentation"),

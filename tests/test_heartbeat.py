@@ -76,6 +76,15 @@ def test_every_end_is_reported(error, outcome, watched):
     assert outcomes(folder) == {5: outcome}
 
 
+@pytest.mark.parametrize("variable", ["HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
+                                      "MV2_COMM_WORLD_RANK", "SLURM_PROCID"])
+def test_every_launcher_tells_the_rank(variable, watched):
+    environ, folder = watched
+    with reported({**environ, variable: "5"}):
+        pass
+    assert list(outcomes(folder)) == [5]
+
+
 def test_a_full_disk_does_not_hide_the_error(watched, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

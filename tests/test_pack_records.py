@@ -408,6 +408,7 @@ def test_the_command_refuses_damaged_files(tree, tmp_path, damage, message):
     ([], "give what to pack and the file to be"),
     (["nowhere", "a.rec"], "the list nowhere cannot be read"),
     ([".", "a.rec"], "contains no folders"),
+    ([".", "a.rec", "--root", "nowhere"], "--root belongs to a list, but . is a folder; leave it"),
 ])
 def test_the_command_refuses_what_it_cannot_pack(tmp_path, arguments, message):
     done = run(*arguments, cwd=str(tmp_path))

@@ -19,7 +19,7 @@ from mxnet import nd
 from test_panoptic_task import Gathered, Part
 
 from gluon_resnest import cli, execution, zoo
-from gluon_resnest.config import ClassificationRecipe, PoseRecipe
+from gluon_resnest.config import ClassificationRecipe, PoseRecipe, override
 from gluon_resnest.data.keypoints import PARTNERS, SyntheticPersons
 from gluon_resnest.data.loader import Batch
 from gluon_resnest.data.pose_transforms import PersonCrop
@@ -376,6 +376,18 @@ def test_backbones_that_do_not_fit_are_refused(tmp_path):
 def test_recipe_mistakes_are_sentences(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize("words", [{"epochs": "3"}, {"decay_epochs": "2,4"}])
+def test_a_rate_that_would_fall_behind_the_end_is_refused(words):
+    with pytest.raises(UserError, match=r"decay_epochs must lie within epochs \(=\d\), got '2,"):
+        override(RECIPE, words)
+    assert not override(RECIPE, {**words, "decay_epochs": ""}).milestones
+
+
+def test_a_run_whose_rate_never_fell_can_still_be_evaluated():
+    kept = PoseRecipe.from_json({**RECIPE.to_json(), "epochs": 2})
+    assert override(kept, {"eval_flip": "none"}).epochs == 2
 
 
 def test_the_expected_value_depends_on_the_flip_test():

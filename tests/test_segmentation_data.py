@@ -355,6 +355,28 @@ def test_class_names_of_former_pairs_do_not_stay(folder):
     assert open_folder(folder).class_names is None
 
 
+@pytest.mark.parametrize("layout, count", [("ade20k", 150), ("pascal_context", 59)])
+def test_a_published_layout_knows_its_number_of_classes(tmp_path, layout, count):
+    if layout == "ade20k":
+        save(tmp_path / "images/training/a.jpg", photo())
+        save(tmp_path / "annotations/training/a.png", mask())
+    else:
+        save(tmp_path / "JPEGImages/a.jpg", photo())
+        save(tmp_path / "SegmentationClassContext/a.png", mask())
+        listing = tmp_path / "ImageSets/SegmentationContext/train.txt"
+        listing.parent.mkdir(parents=True)
+        listing.write_text("a\n")
+    assert open_segmentation(layout, tmp_path, "train").classes == count
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_and_packed_files_do_not_say_how_many_classes_they_have(folder, packed):
+    if packed:
+        list(pack_masks(open_folder(folder), folder / "train.rec"))
+    with pytest.raises(UserError, match="--classes K is missing; say how many classes"):
+        open_segmentation("ade20k" if packed else "folder", folder, "train")
+
+
 def test_records_of_another_kind_are_refused(folder):
     from gluon_resnest.data.recordio import RecordWriter
     with RecordWriter(folder / "train.rec") as writer:

@@ -171,6 +171,7 @@ def test_export_tool_takes_parameter_files(capsys, tmp_path):
 
 @pytest.mark.parametrize("words, message", [(["--protocol", "gluon"], "--protocol"),
                                             (["--weights", "x"], "--weights belongs"),
+                                            (["--crop", "0"], "--crop must be at least 1 px"),
                                             (["--save", "x.png", "--opacity", "2"],
                                              "--opacity must be from 0 to 1, got 2.0")])
 def test_flags_of_classifiers_are_refused(capsys, exported, photos, words, message):
@@ -204,6 +205,9 @@ def test_packing_tool(capsys, tmp_path):
     pack = tool("pack_masks")
     code, _, err = run(capsys, pack, "folder", tmp_path)
     assert code == 2 and "--classes K is missing" in err
+    for layout, count in (("folder", -1), ("ade20k", 0)):
+        code, _, err = run(capsys, pack, layout, tmp_path, "--classes", count)
+        assert code == 2 and f"--classes must be at least 1, got {count}" in err
     words = ["folder", tmp_path, "--classes", 2, "--out", tmp_path / "packed"]
     code, out, _ = run(capsys, pack, *words)
     assert code == 0 and "1 pairs" in out

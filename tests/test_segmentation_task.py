@@ -405,6 +405,8 @@ def test_a_run_trains_evaluates_and_is_continued(capsys, folder, tmp_path):
     (["--network", "deeplab_resnest51", "--data", "synthetic"], "deeplab_resnest51"),
     (["--eval-scales", "1,many"], "eval_scales must be positive numbers"),
     (["--eval-scales", "1,0"], "eval_scales must be positive numbers"),
+    (["--eval-scales", "0.5,nan"], "eval_scales must be positive numbers"),
+    (["--eval-scales", "inf"], "eval_scales must be positive numbers"),
     (["--scale-low", "3"], "must not exceed scale_high"),
     (["--output-stride", "32"], "one of 8, 16"),
     (["--data", "synthetic", "--eval-batch", "0"], "--eval-batch must be at least 1, got 0"),

@@ -132,6 +132,10 @@ def test_a_batch_that_is_given_stays(tool, capsys, monkeypatch):
     (["imagenet", "--step", "-1"], "expected a step from 0 on"),
     (["imagenet", "--pictures", "99"], "1 to 24 pictures"),
     (["mask_rcnn"], "--root DIR is missing"),
+    (["imagenet", "--eval-only"], "--eval-only is not training, whose batches are drawn; leave"),
+    (["imagenet", "--smoke"], "--smoke is not training"),
+    (["imagenet", "--test-io", "3"], "--test-io is not training"),
+    (["imagenet", "--plan", "workers=2"], "--plan is not training"),
 ])
 def test_mistakes_end_with_one_sentence(tool, capsys, words, message):
     with pytest.raises(SystemExit, match="2"):

@@ -26,6 +26,7 @@ from pathlib import Path
 from gluon_resnest.benchmark import report, rounds
 from gluon_resnest.benchmark.competitors import KINDS, PRECISIONS, chosen
 from gluon_resnest.benchmark.process import launcher
+from gluon_resnest.benchmark.timing import FEWEST
 from gluon_resnest.errors import UserError, exit_on_user_error
 from gluon_resnest.files import write_whole
 from gluon_resnest.interop.drawing import check_picture
@@ -46,6 +47,7 @@ PAPER = {       # table -> kind, [(network, pixels)]
         "resnest14_2s1x64d", "resnest32", "resnest50_fast_2s1x64d", "resnest101_fast_2s1x64d",
         "resnet18", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3")]),
 }
+MODEL, SIZE_PX = "resnest50", 224       # where neither --model, --size nor --paper says
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
 
@@ -56,15 +58,16 @@ def parse(argv=None):
     parser.add_argument("kind", choices=tuple(KINDS))
     parser.add_argument("--vs", default="", metavar="NAME,...",
                         help=f"competitors of ours ({kinds})")
-    parser.add_argument("--model", default="resnest50", metavar="NAME", help="zoo name "
-                        "(default: %(default)s)")
+    parser.add_argument("--model", metavar="NAME", help="infer, train: zoo name, with --deployed "
+                        f"of the network that runs beside it (default: {MODEL})")
     parser.add_argument("--batch", type=int, default=16, help="images (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="pixels (default: %(default)s)")
+    parser.add_argument("--size", type=int, help=f"pixels (default: {SIZE_PX})")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     parser.add_argument("--threads", type=int, help="of a competitor, or loader processes "
                         "(default: one for each CPU)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"),
+                        help="infer, train (default: %(default)s)")
     parser.add_argument("--deployed", metavar="PAIR|FILE.onnx",
                         help="infer: an exported network as first competitor")
     parser.add_argument("--engine", choices=("mxnet", "onnxruntime"),
@@ -86,12 +89,13 @@ def parse(argv=None):
     parser.add_argument("--auto-augment", action="store_true", help="data: with AutoAugment")
     parser.add_argument("--peers-python", default=".venv-peers/bin/python", metavar="PATH",
                         help="interpreter that has the peers (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="undisturbed rounds wanted "
-                        "(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="undisturbed rounds wanted, "
+                        f"at least {FEWEST} (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0,
                         help="length of a turn, at least one unit (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=6.0,
-                        help="no round begins that would end later (default: %(default)s)")
+                        help="no round but the first begins that would end later (default: "
+                        "%(default)s)")
     parser.add_argument("--limit", type=float, default=0.1, metavar="CPUS", help="what others may "
                         "hold in a turn that counts (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
@@ -105,6 +109,9 @@ def check(flags):
         value = getattr(flags, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name} must be positive, got {value}")
+    if flags.rounds < FEWEST:
+        raise UserError(f"--rounds must be at least {FEWEST}, for fewer are no measurement, got "
+                        f"{flags.rounds}")
     if flags.json and (Path(flags.json).is_dir() or not Path(flags.json).parent.is_dir()):
         raise UserError(f"--json {flags.json} cannot be written; give a file in an existing folder")
     if flags.plot:
@@ -122,10 +129,33 @@ def check(flags):
     if flags.paper and PAPER[flags.paper][0] != flags.kind:
         raise UserError(f"--paper {flags.paper} belongs to {PAPER[flags.paper][0]}, not to "
                         f"{flags.kind}; leave it out")
+    check_network(flags)
     if flags.precision == "bf16" and flags.device == "cpu" and not BFLOAT16 & set(
             report.machine()["vectors"]):
         raise UserError("bf16 needs a CPU with AVX-512 BF16 or AMX, and this one has neither: it "
                         "would emulate them and be slower than fp32; use --precision fp32")
+
+
+def check_network(flags):
+    """Raises a UserError for flags about networks that would change nothing."""
+    if flags.kind == "data" and flags.device != "cpu":
+        raise UserError(f"--device {flags.device} belongs to infer and train, not to data; leave "
+                        "it out")
+    if flags.deployed and flags.paper:
+        raise UserError("--paper times networks of the zoo, --deployed one file; leave one of them "
+                        "out")
+    for name in ("model", "size"):
+        if flags.paper and getattr(flags, name):
+            raise UserError(f"--{name} is said by the table of --paper {flags.paper}; leave it out")
+    if flags.model and not names_network(flags):
+        raise UserError(f"--model {flags.model} would change nothing, because " + (
+            "data runs no network" if flags.kind == "data" else
+            "only the file of --deployed runs, without --vs") + "; leave it out")
+
+
+def names_network(flags):
+    """Returns whether a network runs that --model names."""
+    return flags.kind != "data" and not flags.paper and bool(not flags.deployed or flags.vs)
 
 
 def competitors(flags):
@@ -144,7 +174,8 @@ def competitors(flags):
 def entries_of(flags, tell):
     """Returns the entries to measure, the probe's last."""
     pythons = {False: sys.executable, True: flags.peers_python}
-    found, left_out = chosen(flags.kind, competitors(flags), flags.precision, pythons)
+    found, left_out = chosen(flags.kind, competitors(flags), flags.precision, pythons,
+                             device=flags.device)
     for sentence in left_out:
         tell(sentence)
     cpus = sorted(os.sched_getaffinity(0))
@@ -158,7 +189,8 @@ def entries_of(flags, tell):
             "dropblock": 0.0, "parts": 1, "file": flags.deployed or flags.data,
             "engine": flags.engine,
             "auto_augment": flags.auto_augment}
-    entries, networks = [], PAPER[flags.paper][1] if flags.paper else [(flags.model, flags.size)]
+    entries, networks = [], PAPER[flags.paper][1] if flags.paper else [
+        (flags.model or MODEL, flags.size or SIZE_PX)]
     models = [model for model, _ in networks]
     for name, competitor in found.items():
         for model, size in networks:
@@ -216,9 +248,23 @@ def flops_of(flags):
         return None
     from gluon_resnest.interop.analysis import analyze
     from gluon_resnest.zoo import get_model
-    macs = analyze(get_model(flags.model, classes=flags.classes),
-                   (flags.size, flags.size)).total().macs
+    size = flags.size or SIZE_PX
+    macs = analyze(get_model(flags.model or MODEL, classes=flags.classes),
+                   (size, size)).total().macs
     return 2 * macs * (3 if flags.kind == "train" else 1)
+
+
+def settings_of(flags, threads):
+    """Returns {flag: value} of what was measured, where `threads` is that of a competitor."""
+    left_out = {"kind", "vs", "rounds", "seconds", "minutes", "limit", "json", "plot",
+                "peers_python"}
+    values = {**vars(flags), "threads": threads, "size": flags.size or SIZE_PX,
+              "model": flags.model or MODEL}
+    if flags.paper:
+        left_out.add("size")
+    if not names_network(flags):
+        left_out.add("model")
+    return {name: value for name, value in values.items() if value and name not in left_out}
 
 
 def main(argv=None):
@@ -233,11 +279,8 @@ def main(argv=None):
         plan = rounds.Plan(flags.rounds, flags.seconds, flags.minutes, flags.limit)
         with tempfile.TemporaryDirectory(prefix="gluon-resnest-benchmark-") as folder:
             outcome = rounds.run(entries, plan, Path(folder), tell=tell)
-        settings = {name: value for name, value in vars(flags).items() if value and name not in
-                    ("kind", "vs", "rounds", "seconds", "minutes", "limit", "json", "plot",
-                     "peers_python", *(("model", "size") if flags.paper else ()))}
-        settings["threads"] = entries[0].job["threads"]
-        made = report.document(flags.kind, entries, plan, outcome, flops=flops, settings=settings)
+        made = report.document(flags.kind, entries, plan, outcome, flops=flops,
+                               settings=settings_of(flags, entries[0].job["threads"]))
         print(report.text(made))
         if flags.json:
             write_whole(flags.json, json.dumps(made, indent=1) + "\n")

@@ -54,6 +54,24 @@ def write_digits(folder):
         canvas.save(target / f"{index:04d}.jpg", quality=95)
 
 
+def launcher(workers):
+    """Returns the words in front of a script that start so many workers of it.
+
+    Raises:
+      UserError: if there is no such number, or no Horovod for it.
+    """
+    if workers < 1:
+        raise UserError(f"-np must be at least 1, got {workers}")
+    if workers == 1:
+        return [sys.executable]
+    beside = Path(sys.executable).with_name("horovodrun")
+    horovodrun = shutil.which("horovodrun", path=str(beside.parent)) or shutil.which("horovodrun")
+    if horovodrun is None:
+        raise UserError(f"{workers} workers need {beside}, which is not there; install Horovod "
+                        "with `pip install 'gluon-resnest[train]'`, or give -np 1")
+    return [horovodrun, "-np", workers, sys.executable]
+
+
 def run(title, *words):
     """Runs one command of the toolkit, echoed so that it can be copied; returns its seconds."""
     words = [str(word) for word in words]
@@ -66,20 +84,16 @@ def run(title, *words):
     return time.time() - start
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(ROOT / "runs" / "demo"), metavar="DIR",
                         help="where everything goes (default: runs/demo)")
     parser.add_argument("-np", "--workers", type=int, default=2, metavar="N",
                         help="Horovod workers; 1 runs without Horovod (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     out = Path(arguments.out).resolve()
-    python = sys.executable
-    launch = [python]
-    if arguments.workers > 1:
-        horovodrun = shutil.which("horovodrun", path=str(Path(python).parent)) or "horovodrun"
-        launch = [horovodrun, "-np", arguments.workers, python]
+    python, launch = sys.executable, launcher(arguments.workers)
     start = time.time()
 
     images, run_dir, deploy = out / "images", out / "run", out / "deploy" / "digits"

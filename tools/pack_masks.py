@@ -13,8 +13,6 @@ from gluon_resnest.data.mask_packing import pack_masks
 from gluon_resnest.data.segmentation_layouts import LAYOUTS, SPLITS, open_segmentation
 from gluon_resnest.errors import UserError, exit_on_user_error
 
-CLASSES = {"ade20k": 150, "cityscapes": 19, "pascal_context": 59, "coco": 81}
-
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
@@ -32,13 +30,13 @@ def parse(argv=None):
 def main(argv=None):
     flags = parse(argv)
     with exit_on_user_error():
-        classes = flags.classes or CLASSES.get(flags.layout)
-        if not classes:
-            raise UserError("--classes K is missing; say how many classes the folder has")
+        if flags.classes is not None and flags.classes < 1:
+            raise UserError(f"--classes must be at least 1, got {flags.classes}")
         rec = Path(flags.out or flags.root) / f"{flags.split}.rec"
         if rec.exists():
             raise UserError(f"{rec} exists already; remove it, or give another --out")
-        dataset = open_segmentation(flags.layout, flags.root, flags.split, classes=classes)
+        dataset = open_segmentation(flags.layout, flags.root, flags.split,
+                                    classes=flags.classes)
         try:
             rec.parent.mkdir(parents=True, exist_ok=True)
             from tqdm import tqdm

@@ -73,6 +73,9 @@ def pack_images(flags):
                           flags.seed)
     names = flags.classes and read_class_names(flags.classes)
     if os.path.isdir(flags.source):
+        if flags.root is not None:
+            raise UserError(f"--root belongs to a list, but {flags.source} is a folder; leave it "
+                            "out")
         root = flags.source
         items, names = folder_items(root, names)
     else:

@@ -36,9 +36,10 @@ from gluon_resnest.config import ClassificationRecipe
 from gluon_resnest.data.classification import read_class_names
 from gluon_resnest.data.transforms import PROTOCOLS
 from gluon_resnest.errors import UserError, exit_on_user_error
+from gluon_resnest.interop.drawing import OPACITY
 from gluon_resnest.run_directory import is_run
 
-DEFAULTS = {"topk": 5, "batch": 16, "threshold": 0.5, "opacity": 0.6}
+DEFAULTS = {"topk": 5, "batch": 16, "threshold": 0.5, "opacity": OPACITY}
 _COLOURED = ("segmentation", "detection", "panoptic")
 # Flag -> kinds of network that listen to it; all listen to those that are not here.
 LISTENERS = {
@@ -109,6 +110,8 @@ def settle(flags, kind, word):
     if flags.topk < 1 or flags.batch < 1:
         raise UserError(f"--topk and --batch must be at least 1, got {flags.topk} and "
                         f"{flags.batch}")
+    if flags.crop is not None and flags.crop < 1:
+        raise UserError(f"--crop must be at least 1 px, got {flags.crop}")
     for name in ("threshold", "opacity"):
         if not 0 <= getattr(flags, name) <= 1:
             raise UserError(f"--{name} must be from 0 to 1, got {getattr(flags, name)}")

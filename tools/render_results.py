@@ -127,9 +127,9 @@ def render():
 
 def _page(name, title, columns):
     titles = ["`--model`", *(column for column, _ in columns), "source"]
-    rows = [[f"`{entry}`", *(str(value(recipe)) for _, value in columns), recipe.source]
+    body = [[f"`{entry}`", *(str(value(recipe)) for _, value in columns), recipe.source]
             for entry, recipe in recipes_of(name).items()]
-    lines = [titles, ["---"] * len(titles), *rows]
+    lines = [titles, ["---"] * len(titles), *body]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"\n## {title}: [{name}.py]({name}.py)\n\n{table}"
 

@@ -24,6 +24,7 @@ from gluon_resnest.interop.drawing import MAX_DRAWN, check_picture
 from gluon_resnest.reproduction.rows import program_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+_NO_TRAINING = ("eval_only", "smoke", "test_io", "plan")     # what a recipe may do instead
 
 
 def parse(argv=None):
@@ -52,6 +53,14 @@ def load(name):
     return program_of(name)
 
 
+def check_trains(run):
+    """Raises a UserError if the flags of a recipe ask for something else than training."""
+    for name in _NO_TRAINING:
+        if getattr(run, name):
+            raise UserError(f"--{name.replace('_', '-')} is not training, whose batches are drawn; "
+                            "leave it out")
+
+
 def main(argv=None):
     flags, words = parse(argv)
     with exit_on_user_error():
@@ -61,6 +70,7 @@ def main(argv=None):
         check_picture(flags.save)
         recipes, task_class = load(flags.recipe)
         recipe, run = cli.parse(recipes, task_class, words)
+        check_trains(run)
         if "batch" not in run.changes and recipe.batch > flags.pictures:
             recipe = dataclasses.replace(recipe, batch=flags.pictures)
         from gluon_resnest.engine.comm import connect

@@ -22,6 +22,7 @@ class Competitor:
       precisions: it offers.
       what: it is, in a few words.
       job: what differs in its job from the benchmark's.
+      devices: it runs on.
     """
 
     library: str
@@ -31,6 +32,7 @@ class Competitor:
     precisions: Tuple[str, ...]
     what: str
     job: Dict[str, object] = field(default_factory=dict)
+    devices: Tuple[str, ...] = ("cpu", "gpu")
 
 
 def _ours(library, what, modules=("mxnet",), precisions=("fp32",), job=()):
@@ -41,8 +43,8 @@ def _gluon(module, install, what):
     return Competitor(_MXNET, ("mxnet", module), install, False, ("fp32",), what)
 
 
-def _peer(library, modules, what, precisions=("fp32", "bf16")):
-    return Competitor(library, modules, INSTALL_PEERS, True, precisions, what)
+def _peer(library, modules, what, precisions=("fp32", "bf16"), devices=("cpu", "gpu")):
+    return Competitor(library, modules, INSTALL_PEERS, True, precisions, what, devices=devices)
 
 
 _GLUONCV = _gluon("gluoncv", "make setup", "GluonCV's network, hybridized, static")
@@ -58,9 +60,9 @@ KINDS: Dict[str, Dict[str, Competitor]] = {
         "timm": _peer(_TORCH, ("torch", "timm"), "timm's network, eager, channels last"),
         "torch-compile": _peer(_TORCH, ("torch", "timm"), "timm's network, compiled, frozen"),
         "onnxruntime": _peer(_ONNX, ("torch", "timm", "onnx", "onnxruntime"),
-                             "timm's network as ONNX in onnxruntime", ("fp32", "int8")),
+                             "timm's network as ONNX in onnxruntime", ("fp32", "int8"), ("cpu",)),
         "openvino": _peer(_ONNX, ("torch", "timm", "onnx", "openvino"),
-                          "timm's network as ONNX in OpenVINO", PRECISIONS),
+                          "timm's network as ONNX in OpenVINO", PRECISIONS, ("cpu",)),
     },
     "train": {
         "ours": _ours(_MXNET, "our network and update", precisions=("fp32", "bf16")),
@@ -84,7 +86,7 @@ KINDS: Dict[str, Dict[str, Competitor]] = {
 PROBE = Competitor("probe", ("numpy",), "make setup", False, PRECISIONS, "product of matrices")
 
 
-def chosen(kind, names, precision, pythons):
+def chosen(kind, names, precision, pythons, *, device="cpu"):
     """Returns ({name: Competitor}, [sentence about each that is left out]).
 
     Args:
@@ -92,9 +94,11 @@ def chosen(kind, names, precision, pythons):
       names: competitors, the first is what the others are compared with.
       precision: of PRECISIONS; only the same is compared with the same.
       pythons: {False: our Python, True: the peers'}, paths.
+      device: "cpu" or "gpu".
 
     Raises:
-      UserError: if there is no such competitor, it has no such precision, or the first is absent.
+      UserError: if there is no such competitor, it has no such precision, it does not run on the
+        device, or the first is absent.
     """
     known, found, left_out = KINDS[kind], {}, []
     for name in names:
@@ -104,7 +108,13 @@ def chosen(kind, names, precision, pythons):
         competitor = known[name]
         if precision not in competitor.precisions:
             raise UserError(f"{name} offers {', '.join(competitor.precisions)}, not {precision}, "
-                            "and only equal precisions are compared; leave it out of --vs")
+                            "and only equal precisions are compared; "
+                            + ("leave it out of --vs" if name != names[0] else
+                               "give --deployed FILE of that precision" if "deployed" in known else
+                               f"give --precision {' or '.join(competitor.precisions)}"))
+        if device not in competitor.devices:
+            raise UserError(f"{name} runs on {' and '.join(competitor.devices)} here, not on "
+                            f"{device}; leave it out of --vs")
         python = pythons[competitor.peer]
         missing = _missing(python, competitor.modules)
         if not missing:

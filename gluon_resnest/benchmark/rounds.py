@@ -16,8 +16,9 @@ class Plan:
     """How long and how strictly to measure.
 
     Attributes:
-      rounds: undisturbed ones to reach; seconds: length of a turn; minutes: end of the run at the
-        latest, starts included; limit: CPUs that others may hold in a turn that counts.
+      rounds: undisturbed ones to reach; seconds: length of a turn; minutes: no round but the
+        first begins that would end later than so many after the first process was started; limit:
+        CPUs that others may hold in a turn that counts.
     """
 
     rounds: int

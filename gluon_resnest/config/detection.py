@@ -133,7 +133,7 @@ class DetectionRecipe(Recipe):
         """Returns the whole numbers of a field with commas between them."""
         text = getattr(self, name)
         words = [word for word in text.split(",") if word.strip()]
-        if not all(word.strip().isdigit() for word in words) or not (words or empty):
+        if not all(word.strip().isdecimal() for word in words) or not (words or empty):
             raise UserError(f"{name} must be whole numbers with commas between, such as 640,800, "
                             f"got {text!r}")
         return tuple(map(int, words))

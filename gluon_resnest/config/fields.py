@@ -40,6 +40,11 @@ class Recipe:
         return {}
 
     @property
+    def unreached(self):
+        """What the training ends before, as one sentence; empty where it comes to everything."""
+        return ""
+
+    @property
     def judged_at(self):
         """The settings that a published value belongs to: {its name: theirs}; see `override`."""
         return {}
@@ -66,7 +71,7 @@ class Recipe:
                             f"{error}") from error
 
 
-def _plain_type(field):
+def plain_type(field):
     """Returns (type, may be None) of a field annotated `T` or `Optional[T]`."""
     arguments = typing.get_args(field.type)
     if arguments:
@@ -75,7 +80,7 @@ def _plain_type(field):
 
 
 def _check(field, value):
-    kind, optional = _plain_type(field)
+    kind, optional = plain_type(field)
     if value is None and optional:
         return
     number = (int, float) if kind is float else kind
@@ -95,7 +100,7 @@ def _check(field, value):
 
 def parse(field, text):
     """Returns the value that `text`, a word of the command line, means for `field`."""
-    kind, optional = _plain_type(field)
+    kind, optional = plain_type(field)
     if optional and text.lower() == "none":
         return None
     if kind is bool:
@@ -112,7 +117,8 @@ def parse(field, text):
 def override(recipe, texts):
     """Returns a copy of `recipe` with the fields of `texts` (name -> word) replaced and checked.
 
-    Another evaluation than that of a published value has none, unless `texts` says so.
+    Another evaluation than that of a published value has none, unless `texts` says so. What the
+    changed training would not come to is refused; a recipe that already was so may remain so.
     """
     fields = {field.name: field for field in dataclasses.fields(recipe)}
     for name in texts:
@@ -128,6 +134,8 @@ def override(recipe, texts):
         if name in texts and other not in texts:
             raise UserError(f"{name}={texts[name]} changes nothing, because {other} is "
                             f"{getattr(changed, other):g}; set {other}, or {other}=none too")
+    if changed.unreached and changed.unreached != recipe.unreached:
+        raise UserError(changed.unreached)
     return changed
 
 

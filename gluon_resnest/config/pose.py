@@ -75,6 +75,14 @@ class PoseRecipe(Recipe):
                             f"{self.decay_epochs!r}")
 
     @property
+    def unreached(self):
+        """See `Recipe`."""
+        if not any(epoch >= self.epochs for epoch in self.milestones):
+            return ""
+        return (f"decay_epochs must lie within epochs (={self.epochs}), got {self.decay_epochs!r}; "
+                "give others, or an empty word for a constant rate")
+
+    @property
     def milestones(self):
         """The epochs of `decay_epochs` as integers."""
         return tuple(int(word) for word in self.decay_epochs.split(",") if word.strip())

@@ -1,5 +1,6 @@
 """The recipe of semantic segmentation."""
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Optional
 
@@ -72,7 +73,7 @@ class SegmentationRecipe(Recipe):
             raise UserError(f"scale_low (={self.scale_low:g}) must not exceed scale_high "
                             f"(={self.scale_high:g})")
         try:
-            wrong = min(self.scales) <= 0
+            wrong = not all(0 < scale < math.inf for scale in self.scales)
         except ValueError:
             wrong = True
         if wrong:

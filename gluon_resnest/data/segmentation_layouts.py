@@ -26,7 +26,7 @@ SPLITS = ("train", "val")
 _FOLDERS = ("train", "training", "val", "validation", "test", "testing")    # of splits
 
 
-def open_segmentation(layout, root, split, *, classes, transform=None):
+def open_segmentation(layout, root, split, *, classes=None, transform=None):
     """Opens one split of a segmentation data set.
 
     Args:
@@ -34,7 +34,8 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
       root: folder of the data set.
       split: "train" or "val".
       classes: number of classes of the network; a data set of more is refused, and one that names
-        another number of them.
+        another number of them. None takes as many as a published layout has; the layout folder and
+        packed files do not say.
       transform: see `SegmentationDataset`.
 
     Raises:
@@ -47,12 +48,15 @@ def open_segmentation(layout, root, split, *, classes, transform=None):
         raise UserError(f"there is no folder {root}; expected the root of a data set of the layout "
                         f"{layout}")
     packed = root / f"{split}.rec"
+    if classes is None and (layout == "folder" or packed.is_file()):
+        raise UserError(f"--classes K is missing; say how many classes {root} has")
     if packed.is_file():
         names = _names(sidecar(packed, CLASS_NAMES))
         source = PackedPairs(packed)
         labels = label_maps.counted_from_zero(classes, names, source.ignored)
     else:
         source, labels = LAYOUTS[layout](root, split, classes)
+    classes = labels.count if classes is None else classes
     known = len(labels.names) if labels.names else labels.count
     if known > classes or labels.names and known < classes:
         raise UserError(f"{root} has {known} classes, the network {classes}; set --classes {known}"

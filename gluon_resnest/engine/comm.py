@@ -10,26 +10,23 @@ import os
 import mxnet as mx
 import numpy as np
 
+from gluon_resnest.engine.launchers import told
 from gluon_resnest.errors import UserError, check_choice
 
 COMPRESSIONS = ("none", "fp16")
-# Variables in which launchers tell a process how many there are: horovodrun, Open MPI, MPICH and
-# Intel MPI, MVAPICH, srun.
-LAUNCHERS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE",
-             "SLURM_STEP_NUM_TASKS")
 
 
 def connect(environ=os.environ):
     """Joins the Horovod job that launched this process, or runs alone.
 
     Args:
-      environ: the environment; one of LAUNCHERS says how many were launched.
+      environ: the environment; a variable of the launcher says how many were launched.
 
     Raises:
       UserError: launched as one of several workers that could not find each other: without
         Horovod, or with one that does not speak the launcher's protocol, each would train alone.
     """
-    workers = int(next((environ[name] for name in LAUNCHERS if name in environ), 1))
+    workers = told(environ, "size", 1)
     if workers == 1:
         return Comm()
     try:

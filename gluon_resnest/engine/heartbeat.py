@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gluon_resnest.engine.launchers import told
 from gluon_resnest.errors import UserError
 
 VARIABLE = "GLUON_RESNEST_HEARTBEATS"
@@ -113,7 +114,7 @@ def reported(environ=os.environ):
         yield
         return
     directory = Path(environ[VARIABLE])
-    rank = int(environ.get("HOROVOD_RANK", environ.get("OMPI_COMM_WORLD_RANK", 0)))
+    rank = told(environ, "rank", 0)
     threading.Thread(target=_end_with, args=(directory / LEASE,), daemon=True).start()
     code, text = 0, ""
     try:

@@ -155,8 +155,8 @@ def describe(row, runs):
 
 def _costs(table, runs, root):
     """Returns the table of parameters and of speed relative to the first row."""
-    told, ratios = _speeds(root / "speeds" / f"{table.name}.json")
-    lines = ["", f"Parameters, and speed relative to the first row: printed, of a T4; {told}", "",
+    source, ratios = _speeds(root / "speeds" / f"{table.name}.json")
+    lines = ["", f"Parameters, and speed relative to the first row: printed, of a T4; {source}", "",
              "| row | M parameters printed | ours | images/s printed | ratio there | here |",
              "|---|---|---|---|---|---|"]
     first = table.rows[0]

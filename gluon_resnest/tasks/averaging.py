@@ -48,13 +48,14 @@ def read_models(paths, last=None):
 
     Args:
       paths: .params files and checkpoint directories; or one run directory.
-      last: how many of the run directory's newest whole checkpoints; None takes all of them.
+      last: how many of the run directory's newest whole checkpoints; None takes all of them, and
+        is all there is without a run directory.
 
     Returns:
       [(path, {name: numpy array})].
 
     Raises:
-      UserError: if something cannot be read, or there is nothing.
+      UserError: if something cannot be read, a run directory is not alone, or there is nothing.
     """
     paths = [Path(path) for path in paths]
     if len(paths) == 1 and is_training(paths[0]):
@@ -62,6 +63,13 @@ def read_models(paths, last=None):
         models = [(checkpoints.path_of(found), found.model)
                   for found in itertools.islice(checkpoints.whole(), last)][::-1]
     else:
+        for path in paths:
+            if is_training(path):
+                raise UserError(f"{path} is a run directory, which is averaged alone; give one run "
+                                f"directory, or checkpoints such as {path / CHECKPOINTS}/step-...")
+        if last is not None:
+            raise UserError("--last belongs to a run directory; leave it out with .params files "
+                            "and checkpoints")
         models = [(path, checkpoint.read(path).model if path.is_dir() else read_params(path))
                   for path in paths]
     if not models:

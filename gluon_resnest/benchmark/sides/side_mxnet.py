@@ -12,12 +12,12 @@ FOREIGN = ("gluoncv", "authors")        # they run as their users run them
 
 def make(job):
     """Returns the `Side` of inference or of a training step, by job["kind"]."""
-    if job["device"] == "cpu":
-        from gluon_resnest.cli import set_engine_environment
-        set_engine_environment()
     if job["competitor"] in FOREIGN:
         for name in os.environ.keys() - without_waiting(os.environ).keys():
             del os.environ[name]
+    else:
+        from gluon_resnest.cli import set_engine_environment
+        set_engine_environment()
     from gluon_resnest.engine.comm import connect
     comm = connect()
     import mxnet as mx

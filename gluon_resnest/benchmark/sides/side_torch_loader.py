@@ -13,6 +13,9 @@ def make(job):
     compose = {"timm": _timm, "torchvision": _torchvision}[job["competitor"]]
     torch.set_num_threads(1)
     dataset = torchvision.datasets.ImageFolder(job["file"], compose(job))
+    if len(dataset) < job["batch"]:
+        raise ValueError(f"{job['file']} has {len(dataset)} pictures, fewer than a batch of "
+                         f"{job['batch']}: give a smaller --batch")
     loader = torch.utils.data.DataLoader(dataset, job["batch"], shuffle=True, drop_last=True,
                                          num_workers=job["threads"], persistent_workers=True,
                                          prefetch_factor=_AHEAD)

@@ -103,7 +103,7 @@ def serve(job, connection):
     except Exception as error:      # what a foreign library throws is for the benchmark to report
         traceback.print_exc()
         tell({"error": f"{type(error).__name__}: {error}".split("\n")[0][:300]})
-        return
+        sys.exit(1)                 # horovodrun then ends the others, which would wait for it
 
     def ask():
         line = connection.readline()
