@@ -300,6 +300,15 @@ def test_a_result_of_another_experiment_is_no_finished_row(tmp_path):
         running.steps_of(row, tmp_path, extra=["--epochs", "2", "--batch", "7"])
 
 
+def test_a_result_of_another_seed_is_no_finished_row(tmp_path):
+    row = trained("14", "cifar10/resnest14_2s1x64d", top1=62.64)
+    finished(tmp_path / row.directory, replace(RECIPE, seed=7))
+    assert running.steps_of(row, tmp_path, seed=7)[-1].done
+    for seed in (None, RECIPE.seed):
+        with pytest.raises(UserError, match="with another seed; give another"):
+            running.steps_of(row, tmp_path, seed=seed)
+
+
 def test_drawn_images_are_a_result_only_where_they_are_asked_for(tmp_path):
     row = trained("14", "cifar10/resnest14_2s1x64d", top1=62.64)
     finished(tmp_path / row.directory, RECIPE, data="synthetic")

@@ -67,20 +67,21 @@ def steps_of(row, workdir, *, seed=None, extra=()):
     recipe = recipe_of(row)
     if recipe is None or row.server:
         raise UserError(f"row {row.name!r} is not run: {why_not(row)}")
-    ending = "" if seed in (None, recipe.seed) else f"-seed{seed}"
+    seed = recipe.seed if seed is None else seed
+    ending = "" if seed == recipe.seed else f"-seed{seed}"
     extra = [word.replace("{backbone}", backbone_name(recipe.network)) for word in extra]
     shared = [str(_file(row.recipe)), "--model", row.model, *_flags(row.changes),
               *(["--seed", str(seed)] if ending else []), *extra]
     training, alone = Path(workdir) / (row.directory + ending), replace(row, evaluation=())
-    done = _finished(training, alone, extra)
+    done = _finished(training, alone, seed, extra)
     if not done:
-        found = _twin(workdir, alone, recipe.seed if seed is None else seed, extra)
+        found = _twin(workdir, alone, seed, extra)
         training, done = found or training, found is not None
     steps = [Step(row, training, (*shared, "--workdir", str(training)), done)]
     if row.evaluation:
         own = Path(workdir) / (row.evaluated_directory + ending)
         steps.append(Step(row, own, (*shared, *_flags(row.evaluation), "--eval-only",
-                                     "--workdir", str(own)), _finished(own, row, extra),
+                                     "--workdir", str(own)), _finished(own, row, seed, extra),
                           training))
     return steps
 
@@ -203,11 +204,12 @@ def _signals_held():
             signal.signal(number, handler)
 
 
-def _finished(directory, row, extra):
+def _finished(directory, row, seed, extra):
     """Returns whether the result of a row, changed by words for its recipe, is there."""
     if not (directory / RESULT).is_file():
         return False
-    others = differences(read_run(directory), _asked(row, extra))
+    run = read_run(directory)
+    others = differences(run, _asked(row, extra)) + ["seed"] * (run.seed != seed)
     if others:
         raise UserError(f"{directory} has the result of another experiment than the row "
                         f"{row.name!r} asks for, with another {', '.join(others)}; give another "
