@@ -365,6 +365,20 @@ def test_a_row_without_a_printed_number_tells_what_it_obtained(tmp_path):
     assert (reproduce().expected(row), reproduce().obtained(row, run)) == ("", "top-1 % 62.00")
 
 
+def test_lost_checkpoints_of_a_finished_training_are_told_before_the_first_row_begins(
+        tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(running, "run", None)
+    first, judged = TRIAL.rows[:2]
+    table = Table("t", "T", "nowhere", (replace(first, name="first", changes=()), judged))
+    training = finished(tmp_path / judged.directory, rows.recipe_of(replace(judged, evaluation=())))
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit) as left:
+            reproduce().main(["t", "--workdir", str(tmp_path), *dry], [table])
+        said = capsys.readouterr()
+        assert left.value.code == 2 and not said.out
+        assert f"{training} has no checkpoint to evaluate" in said.err
+
+
 @pytest.mark.parametrize("code, ended, tried", [(1, 1, 2), (2, 2, 1), (143, 143, 1)])
 def test_a_failure_goes_on_but_a_mistake_or_a_stop_ends_the_table(code, ended, tried, tmp_path,
                                                                   monkeypatch):

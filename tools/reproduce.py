@@ -8,8 +8,9 @@
         --backbone-weights runs/imagenet/{backbone}
 
 What follows -- goes to every recipe; {backbone} in it becomes the row's own. Finished rows are
-skipped, interrupted ones go on, and a row that fails does not keep the next from being tried. Each
-runs under gluon_resnest.engine.supervise. docs/reproduce.md has the tables.
+skipped, interrupted ones go on, and a row that fails does not keep the next from being tried; what
+a recipe refuses (exit code 2) and a stop end the table. Each runs under
+gluon_resnest.engine.supervise. docs/reproduce.md has the tables.
 """
 import argparse
 import shlex

@@ -27,9 +27,11 @@ python tools/render_results.py runs/cifar10/*    # keeps those that are finished
 
 What follows `--` goes to the recipe of every row; `{backbone}` in it becomes the row's own. A table
 whose rows need different data is run in parts, with `--only` and the flags that stand above the
-table; words that a row cannot take, or lacks, are told before the first row begins. A row is
-skipped if there is a finished run, of whatever row, with its settings and seed below `--workdir`;
-an interrupted one goes on.
+table; words that a row cannot take, or lacks, and weights to evaluate that are gone are told before
+the first row begins. What a recipe refuses later, such as data that is not as it should be, ends
+the table, as the next row would meet the same; the same command goes on. A row is skipped if there
+is a finished run, of whatever row, with its settings and seed below `--workdir`; an interrupted one
+goes on.
 
 `runs/imagenet/{backbone}` is what
 `python recipes/imagenet.py --model {backbone} --workdir runs/imagenet/{backbone}` has trained. The

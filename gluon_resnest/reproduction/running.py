@@ -93,7 +93,8 @@ def check(step, data=""):
       step: Step; data: flags that its words must have, as `Table.data_of` gives them.
 
     Raises:
-      UserError: naming the row, if the recipe would refuse the words or data is missing.
+      UserError: naming the row, if the recipe would refuse the words or data is missing; or if the
+        weights to evaluate are of a finished training that has no checkpoint any more.
     """
     from gluon_resnest import cli
     told = io.StringIO()
@@ -109,6 +110,8 @@ def check(step, data=""):
     if missing and run.data != "synthetic":
         raise UserError(f"the row {step.row.name!r} also needs {', '.join(missing)}; give behind "
                         f"-- what is like {data}")
+    if step.trained and (step.trained / RESULT).is_file() and not step.done:
+        _last(step.trained, dry=False)
 
 
 def _given(run, flag):
@@ -187,7 +190,8 @@ def _last(trained, dry):
     if found is None:
         if dry:
             return str(trained / CHECKPOINTS / "LAST" / MODEL)
-        raise UserError(f"{trained} has no checkpoint to evaluate; train its row first")
+        raise UserError(f"{trained} has no checkpoint to evaluate; train its row first, anew if "
+                        "it is finished (remove that directory), or choose other rows by --only")
     return str(checkpoints.path_of(found) / MODEL)
 
 
@@ -240,7 +244,7 @@ def _asked(row, words):
     fields = type(recipe_of(row)).__dataclass_fields__
     needs = needs_of(row)
     for flag, pattern in needs.items():
-        name = file_name(given.get(flag))
+        name = file_name(None if flag in fields else given.get(flag))
         needs[flag] = pattern if re.fullmatch(pattern, name) else re.escape(name)
     return replace(row, needs=tuple(needs.items()), changes=(
         *row.changes, *((name, given[name]) for name in given if name in fields)))
