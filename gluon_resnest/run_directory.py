@@ -116,7 +116,8 @@ def claim(directory, recipe, *, resume):
 def enter(directory, recipe, *, model, data):
     """Writes config.json of a run into a directory it has claimed, unless a training goes on there.
 
-    With another config.json go the results that were there.
+    With another config.json go the results that were there. Of first weights that are a checkpoint
+    it says in "weights_of" what `training_of` returns.
 
     Args:
       directory: path.
@@ -129,9 +130,25 @@ def enter(directory, recipe, *, model, data):
     for result in ("result.json", "evaluation.json"):       # of what was there
         with contextlib.suppress(FileNotFoundError):
             (directory / result).unlink()
+    trained = training_of(data.get("weights"))
     write_whole(directory / CONFIG, json.dumps({
         "model": model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
-        "data": data, **_program()}, indent=1) + "\n")
+        "data": data, **({"weights_of": trained} if trained else {}), **_program()}, indent=1)
+        + "\n")
+
+
+def training_of(weights):
+    """Returns what config.json says of the training whose checkpoint a file of weights is.
+
+    Returns:
+      {"model", "kind", "recipe", "data"}; None if it is no checkpoint of a run, or no path.
+    """
+    file = Path(weights or "")
+    if len(file.parents) > 2 and file.parents[1].name == CHECKPOINTS:
+        with contextlib.suppress(UserError):
+            config = read_config(file.parents[2])
+            return {name: config.get(name, {}) for name in ("model", "kind", "recipe", "data")}
+    return None
 
 
 def note_circumstances(directory, step, circumstances):
