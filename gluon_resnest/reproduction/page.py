@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+from gluon_resnest.provenance import short
 from gluon_resnest.reproduction import elsewhere, paper
 from gluon_resnest.reproduction.cost import gpu_hours
 from gluon_resnest.reproduction.results import judge, metrics_of, outcome, read_runs, runs_of
@@ -140,7 +141,7 @@ def _measured(row, runs, recipe, root):
 
 def _history(run):
     """Returns by which commits a run was trained that was continued by another."""
-    commits = [commit[:7] for commit in run.commits]
+    commits = [short(commit) for commit in run.commits]
     return f" by {', then '.join(commits)}" if len(commits) > 1 else ""
 
 
@@ -185,8 +186,8 @@ def _speeds(path):
     flags = " ".join(f"--{name.replace('_', '-')}" + (f" {value}" if value is not True else "")
                      for name, value in settings.items())
     return (f"ours by `tools/benchmark.py {made['kind']} {flags}`, in turns, at "
-            f"{made['commit'][:7]} ({host['cpu']}, {settings['threads']} of {host['cpus']} CPUs): "
-            "median and extremes of the rounds.",
+            f"{short(made['commit'])} ({host['cpu']}, {settings['threads']} of {host['cpus']} "
+            "CPUs): median and extremes of the rounds.",
             {row["competitor"]: f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to "
              f"{row['ratio_high']:.2f})" for row in made["rows"]})
 
