@@ -66,7 +66,7 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     """
     from gluon_resnest.engine.checkpoint import State
     from gluon_resnest.engine.checkpoints import Checkpoints
-    from gluon_resnest.engine.report import RunLog, draw_curves
+    from gluon_resnest.engine.report import LOG, RunLog, draw_curves, logged_speed
     from gluon_resnest.engine.rollback import fit_past_faults
     if not run.workdir:
         raise UserError("--workdir DIR is missing; give the directory that takes the run's "
@@ -101,7 +101,8 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     if not comm.is_main:
         return None
     result = _report(workdir / "result.json", recipe, task, metrics, summary.seconds,
-                     summary.images_per_second, keep=not summary.images_per_second)
+                     summary.images_per_second or logged_speed(workdir / LOG),
+                     keep=not summary.images_per_second)
     try:
         draw_curves(workdir)
     except UserError as error:          # the run is done

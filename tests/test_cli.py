@@ -107,7 +107,8 @@ def test_a_finished_run_is_not_trained_again(capsys, tmp_path, rec):
     code, _, err = run(capsys, *words)
     assert code == 0, err
     measured = json.loads(first[-1])["measured"]
-    assert json.loads(files[-1].read_text())["measured"] == measured
+    again = json.loads(files[-1].read_text())
+    assert again["measured"] == measured and again["images_per_second"] > 0
 
 
 def test_evaluation_of_a_parameter_file_equals_that_of_its_run(capsys, tmp_path, rec):
@@ -363,7 +364,8 @@ def test_a_refused_command_leaves_the_result_that_is_there(words, part, capsys, 
     net.initialize()
     net.save_parameters("tiny.params")
     with RecordWriter(tmp_path / "corrupt.rec") as writer:
-        writer.write(0, b"no picture at all")
+        writer.write(0, jpeg(0, 0))
+        writer.write(0, b"no picture at all")               # met by the evaluation itself
     files = [tmp_path / "run" / name for name in ("config.json", "result.json", "evaluation.json")]
     files[0].parent.mkdir()
     for file in files:

@@ -148,6 +148,17 @@ def read_log(path):
     return lines
 
 
+def logged_speed(path):
+    """Returns the images per second of the training steps in a log.jsonl; None if it has none."""
+    last = steps = seconds = 0
+    for line in read_log(path):
+        if line["kind"] == "training":      # of the steps since the line before
+            steps += line["step"] - last
+            seconds += (line["step"] - last) / line["images_per_second"]
+            last = line["step"]
+    return steps / seconds if seconds else None
+
+
 def draw_curves(workdir):
     """Draws curves.png from log.jsonl: losses, learning rate, metrics over epochs.
 
