@@ -184,6 +184,29 @@ def test_commands_quote_a_folder_with_a_blank():
     assert evaluation[-1] == f"{training[-1]}-test-dev"
 
 
+def test_commands_of_test_dev_have_the_words_that_were_given(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main(["table10", "--only", "cascade resnest101_dcn", "--dry-run", "--seeds",
+                          "0,7", "-np", "2", "--workdir", str(tmp_path), "--", "--device", "gpu",
+                          "--root=/data/a coco", "--batch", "8", "--length", "100000"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert ended.value.code == 0 and len(lines) == 4
+    _, row = next(pair for pair in SERVED if pair[0].name == "table10")
+    for seed, line, judging in ((0, *lines[:2]), (7, *lines[2:])):
+        words, judged = shlex.split(line), shlex.split(judging)
+        assert words[:6] == judged[:6] == [
+            "python", "-m", "gluon_resnest.engine.supervise", "-np", "2", "--"]
+        recipe, run = cli.parse_words(*rows.program_of(row.recipe), words[7:])
+        seen_recipe, seen = cli.parse_words(*rows.program_of(row.recipe), judged[7:])
+        for each, flags in ((recipe, run), (seen_recipe, seen)):
+            assert (each.batch, each.length, each.seed, flags.device) == (8, 100000, seed, "gpu")
+        assert (run.root, run.backbone_weights) == ("/data/a coco", "runs/imagenet/resnest101")
+        assert seen.val_annotations == "/data/a coco/annotations/image_info_test-dev2017.json"
+        assert seen.val_images == "/data/a coco/test2017" and seen.root is None
+        assert run.workdir == f"{tmp_path}/{row.recipe}/{row.server}" + ("-seed7" if seed else "")
+        assert seen.weights == f"{run.workdir}/checkpoints/step-00100000/model.params"
+
+
 def test_the_page_of_detection_has_the_commands_of_test_dev():
     page = " ".join((ROOT / "docs/detection.md").read_text().replace("\\\n", " ").split())
     table, row = next(pair for pair in SERVED if pair[0].name == "table10")

@@ -100,9 +100,10 @@ def reproduce(table, flags, extra):
         reason = running.why_not(row)
         if reason:
             print(f"{row.name}: not run: {reason}")
-            if row.server:
-                print("    " + "\n    ".join(running.by_hand(row, table.data_of(row),
-                                                             flags.workdir)))
+            for seed in seeds if row.server else ():
+                print("    " + "\n    ".join(running.by_hand(
+                    row, table.data_of(row), flags.workdir, extra=extra, seed=seed,
+                    workers=flags.workers)))
             continue
         for seed in seeds:
             steps = running.steps_of(row, flags.workdir, seed=seed, extra=extra)

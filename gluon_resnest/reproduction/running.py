@@ -34,8 +34,8 @@ POLL_SECONDS = 0.2
 # several workers are fewer.
 ENVIRONMENT = dict(os.environ)
 
-_TEST_DEV = ("--val-annotations coco/annotations/image_info_test-dev2017.json "
-             "--val-images coco/test2017")
+# Flags of data that an evaluation on test-dev has no use for, or has its own.
+_OF_TRAINING = re.compile("--(root|backbone-weights|(train|val)-(annotations|images))")
 
 
 @dataclass(frozen=True)
@@ -131,21 +131,54 @@ def why_not(row):
     return row.remark if row.server else ""
 
 
-def by_hand(row, data, workdir="runs"):
+def by_hand(row, data, workdir="runs", *, extra=(), seed=None, workers=1):
     """Returns the command lines of a row that COCO's server judges: training, then evaluation.
 
     Args:
-      row: Row; data: flags of its table; workdir: folder of all runs.
+      row: Row; data: flags of its table, for those that `extra` does not have; workdir: folder of
+        all runs; extra, seed: as in `steps_of`; workers: of Horovod.
     """
-    recipe = recipe_of(row)
-    trained = Path(workdir) / row.recipe / row.server
-    weights = Checkpoints(trained / CHECKPOINTS).path(recipe.length) / MODEL
-    program = f"python recipes/{row.recipe}.py"
-    data = data.replace("{backbone}", backbone_name(recipe.network))
-    trained, weights, judged = map(shlex.quote, map(str, (trained, weights, f"{trained}-test-dev")))
-    return (f"{program} --model {row.server} {data} --workdir {trained}",
-            f"{program} --model {row.model} --eval-only {_TEST_DEV} --weights {weights} "
-            f"--workdir {judged}")
+    recipe = recipe_of(_asked(row, extra))
+    given = {flag: value.replace("{backbone}", backbone_name(recipe.network))
+             for flag, value in {**_by_flag(data.split()), **_by_flag(extra)}.items()}
+    root = Path(given["--root"])
+    if "--train-annotations" in given:          # which, with its like, replaces a root
+        del given["--root"]
+    ending = ""
+    if seed not in (None, recipe.seed):
+        given["--seed"], ending = str(seed), f"-seed{seed}"
+    trained = Path(workdir) / row.recipe / (row.server + ending)
+    program = ["python", *_supervised(workers), f"recipes/{row.recipe}.py"]
+    judged = {flag: value for flag, value in given.items() if not _OF_TRAINING.fullmatch(flag)}
+    return (
+        shlex.join([*program, "--model", row.server, *_words(given), "--workdir", str(trained)]),
+        shlex.join([
+            *program, "--model", row.model, "--eval-only", "--val-annotations",
+            str(root / "annotations/image_info_test-dev2017.json"), "--val-images",
+            str(root / "test2017"), *_words(judged), "--weights",
+            str(Checkpoints(trained / CHECKPOINTS).path(recipe.length) / MODEL),
+            "--workdir", f"{trained}-test-dev"]))
+
+
+def _supervised(workers):
+    """Returns the words that start several workers of a program that follows; [] for one."""
+    return ["-m", "gluon_resnest.engine.supervise", "-np", str(workers), "--"] * (workers > 1)
+
+
+def _by_flag(words):
+    """Returns {flag: value} of the words of a command line, in order; "" has none."""
+    found, flag = {}, ""
+    for word in words:
+        if word.startswith("--"):
+            flag, _, found[flag] = word.partition("=")
+        else:
+            found[flag] = word
+    return found
+
+
+def _words(given):
+    """Returns the words of a command line from {flag: value}."""
+    return [word for flag, value in given.items() for word in (flag, value) if word]
 
 
 def run(step, *, workers=1):
