@@ -237,7 +237,7 @@ def _report(path, recipe, task, metrics, seconds, images_per_second, *, with_rec
         result = write_result(path, measured=metrics, expected=recipe.expected,
                               tolerance=recipe.tolerance, seconds=seconds,
                               images_per_second=images_per_second, main_metric=task.main_metric,
-                              parameters=_learnable(task.params),
+                              parameters=_parameters(task.params),
                               **({"recipe": recipe.to_json()} if with_recipe else {}))
     print(task.describe(metrics))
     if recipe.expected is not None:
@@ -248,7 +248,7 @@ def _report(path, recipe, task, metrics, seconds, images_per_second, *, with_rec
     return result
 
 
-def _learnable(params):
-    """Returns how many numbers a ParameterDict holds, running statistics left out."""
+def _parameters(params):
+    """Counts a ParameterDict as papers do: running statistics left out, frozen parts counted."""
     return sum(math.prod(parameter.shape) for name, parameter in params.items()
                if not name.endswith(("running_mean", "running_var")))

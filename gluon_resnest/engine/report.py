@@ -205,8 +205,8 @@ def write_result(path, *, measured, expected=None, tolerance=None, seconds, imag
       measured: {name: value} of the final evaluation.
       expected: published value of `main_metric`, or None.
       tolerance: how far below it still counts as reached.
-      seconds: wall time of training; images_per_second: over all workers.
-      parameters: how many numbers the network learns.
+      seconds: wall time of training; images_per_second: over all workers, None if not known.
+      parameters: of the network, as papers count them: frozen ones, too, no running statistics.
       more: further entries.
     """
     result = {"measured": measured, "metric": main_metric, "expected": expected,
