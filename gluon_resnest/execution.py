@@ -15,7 +15,7 @@ from gluon_resnest.config import override
 from gluon_resnest.errors import UserError
 from gluon_resnest.files import write_whole
 from gluon_resnest.run_directory import (
-    CHECKPOINTS, CLASS_NAMES, claim, is_training, note_circumstances, read_recipe)
+    CHECKPOINTS, CLASS_NAMES, claim, enter, is_training, note_circumstances, read_recipe)
 
 _log = logging.getLogger(__name__)
 
@@ -66,16 +66,17 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     """
     from gluon_resnest.engine.checkpoint import State
     from gluon_resnest.engine.checkpoints import Checkpoints
-    from gluon_resnest.engine.report import RunLog, draw_curves
+    from gluon_resnest.engine.report import LOG, RunLog, draw_curves, logged_speed
     from gluon_resnest.engine.rollback import fit_past_faults
     if not run.workdir:
         raise UserError("--workdir DIR is missing; give the directory that takes the run's "
                         "config, log, checkpoints and result")
     workdir = Path(run.workdir)
-    comm.on_main(lambda: _claim(workdir, recipe, run))
+    comm.on_main(lambda: claim(workdir, recipe, resume=run.resume))
     comm.split(recipe.batch)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, run.keep)
     task = task_class(recipe, run, comm)
+    comm.on_main(lambda: _enter(workdir, recipe, run))      # nothing more to refuse
     comm.on_main(lambda: write_whole(workdir / CLASS_NAMES, "\n".join(task.class_names) + "\n")
                  if task.class_names else None)
     start = checkpoints.restore(task.net, task.update, comm) if run.resume == "auto" else State()
@@ -100,7 +101,8 @@ def train(recipe, run, task_class, comm, *, stop_epoch=None):
     if not comm.is_main:
         return None
     result = _report(workdir / "result.json", recipe, task, metrics, summary.seconds,
-                     summary.images_per_second, keep=not summary.images_per_second)
+                     summary.images_per_second or logged_speed(workdir / LOG),
+                     keep=not summary.images_per_second)
     try:
         draw_curves(workdir)
     except UserError as error:          # the run is done
@@ -153,12 +155,15 @@ def evaluate(recipe, run, task, comm):
             workdir / CHECKPOINTS).restore_best(task.net, comm)):
         raise UserError("there is nothing to evaluate: give --weights FILE, --weights published, "
                         "or the --workdir of a training run")
-    if workdir is not None and not trained:
-        comm.on_main(lambda: _claim(workdir, recipe, run))
+    apart = workdir is not None and not trained
+    if apart:
+        comm.on_main(lambda: claim(workdir, recipe, resume=run.resume))
     began = time.monotonic()
     Heart(comm.rank).beat("evaluation", 0)
     metrics = task.evaluate()
     seconds = time.monotonic() - began
+    if apart:           # the result that was there stays until there is a new one
+        comm.on_main(lambda: _enter(workdir, recipe, run))
     if hasattr(task, "report"):
         metrics = task.report(workdir, metrics)
     task.close()
@@ -198,8 +203,8 @@ def _smoke(recipe, run, task_class, comm):
         return train(recipe, run, task_class, comm)
 
 
-def _claim(workdir, recipe, run):
-    claim(workdir, recipe, model=run.model, resume=run.resume, data=_data_of(run))
+def _enter(workdir, recipe, run):
+    enter(workdir, recipe, model=run.model, data=_data_of(run))
 
 
 def _data_of(run):
@@ -232,7 +237,7 @@ def _report(path, recipe, task, metrics, seconds, images_per_second, *, with_rec
         result = write_result(path, measured=metrics, expected=recipe.expected,
                               tolerance=recipe.tolerance, seconds=seconds,
                               images_per_second=images_per_second, main_metric=task.main_metric,
-                              parameters=_learnable(task.params),
+                              parameters=_parameters(task.params),
                               **({"recipe": recipe.to_json()} if with_recipe else {}))
     print(task.describe(metrics))
     if recipe.expected is not None:
@@ -243,7 +248,7 @@ def _report(path, recipe, task, metrics, seconds, images_per_second, *, with_rec
     return result
 
 
-def _learnable(params):
-    """Returns how many numbers a ParameterDict holds, running statistics left out."""
+def _parameters(params):
+    """Counts a ParameterDict as papers do: running statistics left out, frozen parts counted."""
     return sum(math.prod(parameter.shape) for name, parameter in params.items()
                if not name.endswith(("running_mean", "running_var")))

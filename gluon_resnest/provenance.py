@@ -29,6 +29,12 @@ def commit():
     return name + ("+changes" if changed else "")
 
 
+def short(commit, digits=7):
+    """Returns the first digits of a commit, with the mark of a tree that had changes."""
+    name, mark, changes = commit.partition("+")
+    return name[:digits] + mark + changes
+
+
 def sha256(path):
     """Computes the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()

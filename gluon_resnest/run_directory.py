@@ -73,20 +73,17 @@ def read_recipe(directory, recipe_class, advice, *, named=None):
     return model, recipe_class.from_json(config["recipe"])
 
 
-def claim(directory, recipe, *, model, data, resume):
-    """Takes a directory for this process's run; writes config.json, or checks the one there.
-
-    With another config.json go the results that were there.
+def claim(directory, recipe, *, resume):
+    """Takes a directory for this process's run, if it may run there; what is there stays as it is.
 
     Args:
       directory: path; it is made.
-      recipe: of the run. model: its name among the recipes.
-      data: {flag: value}, where the data and the first weights are; recorded only.
+      recipe: of the run.
       resume: "auto" goes on with what is there, "never" refuses it.
 
     Raises:
       UserError: if it cannot be written, another process trains there, or it holds a run of
-        another recipe.
+        another recipe, or checkpoints of which no config.json tells.
     """
     from gluon_resnest.engine.occupied import occupy
     directory = Path(directory)
@@ -96,15 +93,11 @@ def claim(directory, recipe, *, model, data, resume):
         raise UserError(f"--workdir {directory} cannot be written: {error.strerror}; give a "
                         "directory of yours with room") from error
     occupy(directory)
-    path = directory / CONFIG
-    if not path.exists() or not is_training(directory):
-        for result in ("result.json", "evaluation.json"):       # of what was there
-            with contextlib.suppress(FileNotFoundError):
-                (directory / result).unlink()
-        write_whole(path, json.dumps({
-            "model": model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
-            "data": data, **_program()}, indent=1) + "\n")
+    if not is_training(directory):
         return
+    if not is_run(directory):
+        raise UserError(f"--workdir {directory} has {CHECKPOINTS}/ but no {CONFIG} that says whose "
+                        f"they are; put that run's {CONFIG} back, or give another directory")
     # A field that was added since that run began had its default value there.
     before = {**{field.name: field.default for field in dataclasses.fields(recipe)},
               **read_config(directory)["recipe"]}
@@ -118,6 +111,44 @@ def claim(directory, recipe, *, model, data, resume):
     if resume == "never":
         raise UserError(f"--workdir {directory} has checkpoints and --resume is never; use "
                         "--resume auto to continue, or give another directory")
+
+
+def enter(directory, recipe, *, model, data):
+    """Writes config.json of a run into a directory it has claimed, unless a training goes on there.
+
+    With another config.json go the results that were there. Of first weights that are a checkpoint
+    it says in "weights_of" what `training_of` returns.
+
+    Args:
+      directory: path.
+      recipe: of the run. model: its name among the recipes.
+      data: {flag: value}, where the data and the first weights are; recorded only.
+    """
+    directory = Path(directory)
+    if is_training(directory):
+        return
+    for result in ("result.json", "evaluation.json"):       # of what was there
+        with contextlib.suppress(FileNotFoundError):
+            (directory / result).unlink()
+    trained = training_of(data.get("weights"))
+    write_whole(directory / CONFIG, json.dumps({
+        "model": model, "kind": type(recipe).__name__, "recipe": recipe.to_json(),
+        "data": data, **({"weights_of": trained} if trained else {}), **_program()}, indent=1)
+        + "\n")
+
+
+def training_of(weights):
+    """Returns what config.json says of the training whose checkpoint a file of weights is.
+
+    Returns:
+      {"model", "kind", "recipe", "data"}; None if it is no checkpoint of a run, or no path.
+    """
+    file = Path(weights or "")
+    if len(file.parents) > 2 and file.parents[1].name == CHECKPOINTS:
+        with contextlib.suppress(UserError):
+            config = read_config(file.parents[2])
+            return {name: config.get(name, {}) for name in ("model", "kind", "recipe", "data")}
+    return None
 
 
 def note_circumstances(directory, step, circumstances):

@@ -18,6 +18,7 @@ from gluon_resnest.engine import heartbeat, occupied
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
 from gluon_resnest.tasks.classification import Classification
+from gluon_resnest.zoo import get_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,7 +107,8 @@ def test_a_finished_run_is_not_trained_again(capsys, tmp_path, rec):
     code, _, err = run(capsys, *words)
     assert code == 0, err
     measured = json.loads(first[-1])["measured"]
-    assert json.loads(files[-1].read_text())["measured"] == measured
+    again = json.loads(files[-1].read_text())
+    assert again["measured"] == measured and again["images_per_second"] > 0
 
 
 def test_evaluation_of_a_parameter_file_equals_that_of_its_run(capsys, tmp_path, rec):
@@ -119,7 +121,9 @@ def test_evaluation_of_a_parameter_file_equals_that_of_its_run(capsys, tmp_path,
     assert ours == json.loads((tmp_path / "run/result.json").read_text())["measured"]
 
     recipe = dataclasses.replace(next(iter(RECIPES.values())), seed=3)
-    run_directory.claim(tmp_path / "other", recipe, model="x", data={}, resume="auto")
+    run_directory.claim(tmp_path / "other", recipe, resume="auto")
+    assert (tmp_path / "other/result.json").exists()
+    run_directory.enter(tmp_path / "other", recipe, model="x", data={})
     assert not (tmp_path / "other/result.json").exists()        # that of another run
 
 
@@ -348,6 +352,36 @@ def test_a_mistake_before_the_first_checkpoint_does_not_claim_the_workdir(capsys
     assert_one_sentence(run(capsys, *words, "--epochs", "1"), "--rec-val")
     code, _, err = run(capsys, *words, "--rec-val", rec)
     assert code == 0, err
+
+
+@pytest.mark.parametrize("words, part", [
+    (["--rec-train", "missing.rec"], "missing.rec"),
+    (["--eval-only", "--weights", "tiny.params", "--rec-val", "corrupt.rec"], "corrupt.rec")])
+def test_a_refused_command_leaves_the_result_that_is_there(words, part, capsys, tmp_path, rec,
+                                                           monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = get_model("resnest_tiny", classes=3)
+    net.initialize()
+    net.save_parameters("tiny.params")
+    with RecordWriter(tmp_path / "corrupt.rec") as writer:
+        writer.write(0, jpeg(0, 0))
+        writer.write(0, b"no picture at all")               # met by the evaluation itself
+    files = [tmp_path / "run" / name for name in ("config.json", "result.json", "evaluation.json")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text('{"of": "an evaluation"}')
+    assert_one_sentence(run(capsys, *TINY, "--rec-train", rec, "--rec-val", rec, "--workdir",
+                            tmp_path / "run", *words), part)
+    assert [file.read_text() for file in files] == 3 * ['{"of": "an evaluation"}']
+
+
+def test_checkpoints_that_no_config_tells_of_are_refused(capsys, tmp_path, rec):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    words = [*TINY, "--rec-train", rec, "--rec-val", rec, "--workdir", tmp_path / "run"]
+    for resume in ("auto", "never"):
+        assert_one_sentence(run(capsys, *words, "--resume", resume),
+                            "has checkpoints/ but no config.json", "put that run's config.json")
+    assert not (tmp_path / "run/config.json").exists()
 
 
 @pytest.mark.parametrize("flag", ["--log-every", "--keep"])

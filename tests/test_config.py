@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import json
 
 import pytest
@@ -77,6 +78,35 @@ def test_a_published_value_is_expected_of_its_own_evaluation_only():
             ({"eval_px": "320", "eval_protocol": "torch"}, None),
             ({"eval_px": "128", "expect_top1": "70"}, 70), ({"batch": "64"}, 81)):
         assert override(recipe, texts).expected == expected, texts
+
+
+@pytest.mark.parametrize("file, entry, words", [
+    ("imagenet", "resnest50", "hold_out=1000"),
+    ("faster_rcnn", "resnest50", "eval_px=400"), ("faster_rcnn", "resnest50", "max_px=1000"),
+    ("mask_rcnn", "resnest50", "detections=10"), ("mask_rcnn", "resnest50", "pick=8"),
+    ("mask_rcnn", "resnest50", "conventions=mmdetection"),
+    ("cascade_rcnn", "resnest50", "score_threshold=0.3"),
+    ("deeplabv3", "resnest50_ade", "eval_scales=0.5,0.75"),
+    ("deeplabv3", "resnest50_ade", "eval_rule=softmax"),
+    ("deeplabv3", "resnest50_ade", "crop_px=96"),
+    ("simple_pose", "resnest50", "height=128 width=96"),
+    ("simple_pose", "resnest50", "joint_threshold=0.5 eval_flip=none"),
+    ("panoptic_fpn", "resnest200", "eval_px=400"), ("panoptic_fpn", "resnest200", "overlap=0.8")])
+def test_another_evaluation_of_a_recipe_expects_nothing_unless_told(file, entry, words):
+    recipe = importlib.import_module(f"gluon_resnest.recipes.{file}").RECIPES[entry]
+    texts = dict(word.split("=") for word in words.split())
+    names = [name for name in recipe.judged_at if getattr(recipe, name) is not None]
+    assert recipe.expected is not None and override(recipe, texts).expected is None
+    told = override(recipe, {**texts, **dict.fromkeys(names, "12")})
+    assert {getattr(told, name) for name in names} == {12.0}
+    assert override(recipe, {"batch": "8", "seed": "3", "tolerance": "1"}).expected == \
+        recipe.expected
+
+
+def test_objects_of_a_panoptic_evaluation_do_not_depend_on_how_segments_are_merged():
+    recipe = importlib.import_module("gluon_resnest.recipes.panoptic_fpn").RECIPES["resnest200"]
+    changed = override(recipe, {"stuff_area": "1000"})
+    assert (changed.expected, changed.expect_ap, changed.expect_mask_ap) == (None, 51.0, 43.68)
 
 
 def test_unknown_key_of_a_file_is_an_error():

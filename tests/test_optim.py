@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from mxnet import gluon, nd
 
 from gluon_resnest.engine.comm import Comm
-from gluon_resnest.engine.optim import (
-    Cosine, Poly, Steps, decays, optimizer, scaled_lr, set_multipliers)
+from gluon_resnest.engine.optim import Cosine, Poly, Steps, decays, optimizer, set_multipliers
 from gluon_resnest.engine.update import Update
 from gluon_resnest.errors import UserError
 
@@ -73,7 +72,7 @@ def test_steps_by_hand():
 
 def test_published_schedule():
     """ResNeSt-50: 64 workers x 128 images, 270 epochs of 157 steps, warm-up 5 epochs."""
-    schedule = Cosine(scaled_lr(0.1, 8192), 5 * 157, 270 * 157)
+    schedule = Cosine(0.1 * 8192 / 256, 5 * 157, 270 * 157)
     assert schedule(5 * 157) == pytest.approx(3.2)
     assert schedule(157) == pytest.approx(0.64)
     assert schedule(270 * 157) == 0

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from gluon_resnest import provenance
-from gluon_resnest.provenance import commit, sha256
+from gluon_resnest.provenance import commit, sha256, short
 
 
 def test_commit_is_that_of_the_checkout():
@@ -23,6 +23,12 @@ def test_commit_is_unknown_where_there_is_no_git(tmp_path, monkeypatch):
 def test_commit_is_unknown_outside_of_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "gluon_resnest/provenance.py"))
     assert commit() == "unknown"
+
+
+def test_a_short_commit_keeps_the_mark_of_changes():
+    name = "0123456789abcdef" * 2 + "01234567"
+    assert (short(name), short(name + "+changes"), short(name + "+changes", 12), short("unknown")) \
+        == ("0123456", "0123456+changes", "0123456789ab+changes", "unknown")
 
 
 def test_what_is_built_knows_its_commit(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.engine.report import (
-    RunLog, draw_curves, machine, read_log, verdict, write_result)
+    RunLog, draw_curves, logged_speed, machine, read_log, verdict, write_result)
 from gluon_resnest.errors import MissingExtra, UserError
 
 
@@ -55,6 +55,17 @@ def test_a_line_says_what_happened(tmp_path):
 def test_images_per_second_is_that_of_the_training_steps(tmp_path):
     assert write(tmp_path, 0, 20) == 8 * 5 / 2
     assert run_log(tmp_path).images_per_second == 0.0
+
+
+def test_the_speed_of_a_log_is_that_of_its_steps(tmp_path):
+    assert logged_speed(tmp_path / "log.jsonl") is None
+    write(tmp_path, 0, 20)
+    assert logged_speed(tmp_path / "log.jsonl") == pytest.approx(8 * 5 / 2)
+    with run_log(tmp_path) as log:
+        log.begin(20)
+        log.training(40, 0.1, {**window(steps=20), "seconds": 80.0})    # 160 images
+    # 320 images; each of the four lines before took 2 s
+    assert logged_speed(tmp_path / "log.jsonl") == pytest.approx(320 / (4 * 2 + 80))
 
 
 def test_a_resumed_log_has_no_step_twice(tmp_path):

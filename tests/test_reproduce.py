@@ -184,6 +184,29 @@ def test_commands_quote_a_folder_with_a_blank():
     assert evaluation[-1] == f"{training[-1]}-test-dev"
 
 
+def test_commands_of_test_dev_have_the_words_that_were_given(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce().main(["table10", "--only", "cascade resnest101_dcn", "--dry-run", "--seeds",
+                          "0,7", "-np", "2", "--workdir", str(tmp_path), "--", "--device", "gpu",
+                          "--root=/data/a coco", "--batch", "8", "--length", "100000"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert ended.value.code == 0 and len(lines) == 4
+    _, row = next(pair for pair in SERVED if pair[0].name == "table10")
+    for seed, line, judging in ((0, *lines[:2]), (7, *lines[2:])):
+        words, judged = shlex.split(line), shlex.split(judging)
+        assert words[:6] == judged[:6] == [
+            "python", "-m", "gluon_resnest.engine.supervise", "-np", "2", "--"]
+        recipe, run = cli.parse_words(*rows.program_of(row.recipe), words[7:])
+        seen_recipe, seen = cli.parse_words(*rows.program_of(row.recipe), judged[7:])
+        for each, flags in ((recipe, run), (seen_recipe, seen)):
+            assert (each.batch, each.length, each.seed, flags.device) == (8, 100000, seed, "gpu")
+        assert (run.root, run.backbone_weights) == ("/data/a coco", "runs/imagenet/resnest101")
+        assert seen.val_annotations == "/data/a coco/annotations/image_info_test-dev2017.json"
+        assert seen.val_images == "/data/a coco/test2017" and seen.root is None
+        assert run.workdir == f"{tmp_path}/{row.recipe}/{row.server}" + ("-seed7" if seed else "")
+        assert seen.weights == f"{run.workdir}/checkpoints/step-00100000/model.params"
+
+
 def test_the_page_of_detection_has_the_commands_of_test_dev():
     page = " ".join((ROOT / "docs/detection.md").read_text().replace("\\\n", " ").split())
     table, row = next(pair for pair in SERVED if pair[0].name == "table10")
@@ -300,6 +323,15 @@ def test_a_result_of_another_experiment_is_no_finished_row(tmp_path):
         running.steps_of(row, tmp_path, extra=["--epochs", "2", "--batch", "7"])
 
 
+def test_a_result_of_another_seed_is_no_finished_row(tmp_path):
+    row = trained("14", "cifar10/resnest14_2s1x64d", top1=62.64)
+    finished(tmp_path / row.directory, replace(RECIPE, seed=7))
+    assert running.steps_of(row, tmp_path, seed=7)[-1].done
+    for seed in (None, RECIPE.seed):
+        with pytest.raises(UserError, match="with another seed; give another"):
+            running.steps_of(row, tmp_path, seed=seed)
+
+
 def test_drawn_images_are_a_result_only_where_they_are_asked_for(tmp_path):
     row = trained("14", "cifar10/resnest14_2s1x64d", top1=62.64)
     finished(tmp_path / row.directory, RECIPE, data="synthetic")
@@ -354,6 +386,20 @@ def test_a_row_without_a_printed_number_tells_what_it_obtained(tmp_path):
     row = trained("own", "cifar10/resnest14_2s1x64d")
     run = results.read_run(finished(tmp_path / "a", RECIPE, metric="top1"))
     assert (reproduce().expected(row), reproduce().obtained(row, run)) == ("", "top-1 % 62.00")
+
+
+def test_lost_checkpoints_of_a_finished_training_are_told_before_the_first_row_begins(
+        tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(running, "run", None)
+    first, judged = TRIAL.rows[:2]
+    table = Table("t", "T", "nowhere", (replace(first, name="first", changes=()), judged))
+    training = finished(tmp_path / judged.directory, rows.recipe_of(replace(judged, evaluation=())))
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit) as left:
+            reproduce().main(["t", "--workdir", str(tmp_path), *dry], [table])
+        said = capsys.readouterr()
+        assert left.value.code == 2 and not said.out
+        assert f"{training} has no checkpoint to evaluate" in said.err
 
 
 @pytest.mark.parametrize("code, ended, tried", [(1, 1, 2), (2, 2, 1), (143, 143, 1)])

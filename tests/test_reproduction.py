@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from finished_run import finished
 
+from gluon_resnest import run_directory
 from gluon_resnest.engine.plan import Cluster, Workload, estimate
 from gluon_resnest.errors import UserError
 from gluon_resnest.recipes.cifar10 import RECIPES as CIFAR10
@@ -20,6 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ALL = [(table, row) for table in page.TABLES for row in table.rows]
 
 
+def target(recipe, metric):
+    """Returns what a recipe itself expects of a metric; None if it does not say."""
+    if metric in ("top1", "miou", "ap"):
+        return recipe.expected
+    return getattr(recipe, f"expect_{metric}", None)
+
+
 @pytest.mark.parametrize("table, row", [
     pytest.param(table, row, id=f"{table.name}-{row.name}") for table, row in ALL if row.recipe])
 def test_rows_expect_what_their_recipes_expect_or_say_why_not(table, row):
@@ -27,7 +35,7 @@ def test_rows_expect_what_their_recipes_expect_or_say_why_not(table, row):
     if recipe is None:
         pytest.skip(f"there is no recipes/{row.recipe}.py yet")
     for metric, value in row.expected:
-        own = rows.recipe_target(recipe, metric)
+        own = target(recipe, metric)
         if own is not None and own != value:
             assert row.remark, f"{row.name} prints {metric} {value}, its recipe expects {own}"
 
@@ -108,7 +116,37 @@ def test_a_row_that_names_data_and_first_weights_is_made_with_these(tmp_path, da
 def test_a_training_from_weights_is_that_of_no_row_which_names_none(tmp_path):
     run = results.read_run(finished(tmp_path / "a", RECIPE, weights="resnest14.params"))
     assert results.differences(run, ROW) == ["weights"]
-    assert results.differences(run, replace(ROW, evaluation=(("eval_px", "32"),))) == []
+
+
+def test_an_evaluation_belongs_to_a_row_with_weights_of_the_rows_training(tmp_path):
+    row = evaluated("40", "cifar10/resnest14_2s1x64d", {"eval_px": "40"}, top1=62.0)
+    own, other = (finished(tmp_path / name, replace(RECIPE, epochs=epochs), model=name)
+                  for name, epochs in (("own", 20), ("other", 5)))
+    file = "checkpoints/step-00000009/model.params"
+    for number, (weights, others) in enumerate((
+            (own / file, []), (other / file, ["weights"]), ("published", ["weights"]),
+            ("resnest14_2s1x64d", ["weights"]), (own / "exported.params", ["weights"]))):
+        run = finished(tmp_path / str(number), rows.recipe_of(row), weights=str(weights))
+        assert results.differences(results.read_run(run), row) == others, weights
+
+    judged = finished(tmp_path / "judged", rows.recipe_of(row))
+    result = (judged / "result.json").read_text()
+    run_directory.enter(judged, rows.recipe_of(row), model="x",
+                        data={"data": "cifar10", "weights": str(own / file)})
+    (judged / "result.json").write_text(result)
+    (own / "config.json").unlink()                              # as on another machine
+    kept = results.keep(judged, [Table("t", "T", "s", (ROW, row))], tmp_path / "results")
+    assert results.differences(results.read_run(kept), row) == []
+
+
+def test_persons_that_a_detector_found_are_no_row_of_table_8(tmp_path):
+    row, = (row for table, row in ALL if (table.name, row.name) == ("table8", "resnest50"))
+    directory = finished(tmp_path / "a", rows.recipe_of(row), data="real")
+    for boxes, others in ((None, []), ("x/boxes.json", ["detections"])):
+        config = json.loads((directory / "config.json").read_text())
+        config["data"].update(backbone_weights="runs/resnest50", detections=boxes)
+        (directory / "config.json").write_text(json.dumps(config))
+        assert results.differences(results.read_run(directory), row) == others
 
 
 def test_a_detector_stands_on_some_backbone(tmp_path):
@@ -234,6 +272,7 @@ def test_runs_are_kept_all_or_none(tmp_path, render_results, other, message):
 @pytest.mark.parametrize("config, result, commits", [
     ({}, {}, []), ({"commit": "a"}, {"commit": "a"}, ["a"]),
     ({"commit": "a"}, {"commit": "b"}, ["a", "b"]),
+    ({"commit": "a"}, {"commit": "b" * 40 + "+changes"}, ["a", "b" * 40 + "+changes"]),
     ({"commit": "a", "circumstances": [{"commit": "a"}, {"commit": "b"}, {"commit": "a"}]},
      {"commit": "a"}, ["a", "b"])])
 def test_a_run_names_the_commits_that_trained_it(tmp_path, config, result, commits):
@@ -242,7 +281,8 @@ def test_a_run_names_the_commits_that_trained_it(tmp_path, config, result, commi
     (directory / "config.json").write_text(json.dumps({**before, **config}))
     assert results.read_run(directory).commits == commits
     text = page.render(tmp_path, [Table("t", "A table", "a source", (ROW,))])
-    assert (" by a, then b |" in text) == (len(commits) == 2)
+    told = f" by a, then {page.short(commits[-1])} |" if len(commits) == 2 else None
+    assert told in text if told else " then " not in text.partition("# A table")[2]
 
 
 # The page

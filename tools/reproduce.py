@@ -8,8 +8,9 @@
         --backbone-weights runs/imagenet/{backbone}
 
 What follows -- goes to every recipe; {backbone} in it becomes the row's own. Finished rows are
-skipped, interrupted ones go on, and a row that fails does not keep the next from being tried. Each
-runs under gluon_resnest.engine.supervise. docs/reproduce.md has the tables.
+skipped, interrupted ones go on, and a row that fails does not keep the next from being tried; what
+a recipe refuses (exit code 2) and a stop end the table. Each runs under
+gluon_resnest.engine.supervise. docs/reproduce.md has the tables.
 """
 import argparse
 import shlex
@@ -99,9 +100,10 @@ def reproduce(table, flags, extra):
         reason = running.why_not(row)
         if reason:
             print(f"{row.name}: not run: {reason}")
-            if row.server:
-                print("    " + "\n    ".join(running.by_hand(row, table.data_of(row),
-                                                             flags.workdir)))
+            for seed in seeds if row.server else ():
+                print("    " + "\n    ".join(running.by_hand(
+                    row, table.data_of(row), flags.workdir, extra=extra, seed=seed,
+                    workers=flags.workers)))
             continue
         for seed in seeds:
             steps = running.steps_of(row, flags.workdir, seed=seed, extra=extra)

@@ -9,7 +9,7 @@ from gluon_resnest import processor
 from gluon_resnest.benchmark.rounds import PEAK
 from gluon_resnest.benchmark.timing import FEWEST, summarize, undisturbed
 from gluon_resnest.errors import MissingExtra
-from gluon_resnest.provenance import commit
+from gluon_resnest.provenance import commit, short
 
 FORMAT = 1
 _VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16")
@@ -68,7 +68,7 @@ def text(report):
     rounds, host = report["rounds"], report["machine"]
     lines = [_title(report),
              f"{host['cpu']}, {host['cpus']} CPUs, {' '.join(host['vectors'])}, load "
-             f"{host['load'][0]}; commit {report['commit'][:12]}; {report['time']}"]
+             f"{host['load'][0]}; commit {short(report['commit'], 12)}; {report['time']}"]
     if report["peak_flops"]:
         lines.append(f"peak by a product of matrices: {report['peak_flops'] / 1e9:.0f} GFLOP/s")
     if rounds["valid"]:

@@ -117,7 +117,8 @@ class ClassificationRecipe(Recipe):
     @property
     def judged_at(self):
         """See `Recipe`."""
-        return {"expect_top1": ("eval_px", "eval_protocol"), "expect_top1_320": ("eval_protocol",)}
+        return {"expect_top1": ("eval_px", "eval_protocol", "hold_out"),
+                "expect_top1_320": ("eval_protocol", "hold_out")}
 
     @property
     def peak_lr(self):

@@ -6,6 +6,10 @@ from typing import Optional
 from gluon_resnest.config.fields import REQUIRED, Recipe, setting, with_update_settings
 from gluon_resnest.errors import UserError
 
+# What is looked at, how large, and what becomes of what is found.
+_EVALUATION = ("pick", "resize", "eval_px", "longest_eval_px", "eval_scales", "eval_scales_max_px",
+               "eval_flip", "conventions", "proposals", "detections", "score_threshold")
+
 
 @dataclass(frozen=True)
 @with_update_settings
@@ -178,6 +182,11 @@ class DetectionRecipe(Recipe):
     def expected(self):
         """The published value in per cent, or None where this evaluation is another one."""
         return self._published if self.expect_on == "val" and not self.scales else None
+
+    @property
+    def judged_at(self):
+        """See `Recipe`."""
+        return dict.fromkeys(("expect_ap", "expect_mask_ap"), _EVALUATION)
 
     @property
     def _published(self):

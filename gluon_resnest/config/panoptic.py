@@ -35,6 +35,13 @@ class PanopticRecipe(DetectionRecipe):
                             "or softmax")
 
     @property
+    def judged_at(self):
+        """See `Recipe`."""
+        objects = super().judged_at
+        return {**objects, "expect_pq": (*objects["expect_ap"], "confidence", "overlap",
+                                         "stuff_area")}
+
+    @property
     def _published(self):
         return self.expect_pq
 

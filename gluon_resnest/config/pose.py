@@ -93,6 +93,12 @@ class PoseRecipe(Recipe):
         return self.expect_ap_no_flip if self.eval_flip == "none" else self.expect_ap
 
     @property
+    def judged_at(self):
+        """See `Recipe`; `eval_flip` chooses between the two, and papers differ in how to mirror."""
+        return dict.fromkeys(("expect_ap", "expect_ap_no_flip"), (
+            "height", "width", "margin", "joint_threshold"))
+
+    @property
     def per_worker(self):
         """What depends on how many workers share a batch; see `Recipe`."""
         drawn = ("what DropBlock draws",) if self.dropblock else ()

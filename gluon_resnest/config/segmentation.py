@@ -91,6 +91,12 @@ class SegmentationRecipe(Recipe):
         return self.expect_miou if self.eval_flip and len(self.scales) > 1 else None
 
     @property
+    def judged_at(self):
+        """See `Recipe`; windows and scale 1 of the evaluation are those of the training."""
+        return dict.fromkeys(("expect_miou", "expect_pixacc"), (
+            "base_px", "crop_px", "eval_scales", "eval_flip", "eval_rule"))
+
+    @property
     def per_worker(self):
         """What depends on how many workers share a batch; see `Recipe`."""
         batch = ("which images a batch norm sees",) if self.norm == "batch" else ()

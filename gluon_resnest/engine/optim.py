@@ -91,11 +91,6 @@ class Steps:
         return self.base_lr * self.factor ** sum(step > end for end in self.milestones)
 
 
-def scaled_lr(base_lr, batch):
-    """Returns base_lr * batch / 256, the linear scaling rule (paper, section 4.2)."""
-    return base_lr * batch / 256
-
-
 def decays(name):
     """Returns whether weight decay applies to a parameter: not to gamma, beta, bias.
 

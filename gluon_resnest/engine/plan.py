@@ -28,7 +28,7 @@ class Workload:
 
     Attributes:
       batch: images per step over all workers; steps_per_epoch, epochs.
-      parameters: values that learn; values: those and running statistics.
+      parameters: values that learn, so none of frozen parts; values: all, with running statistics.
       activation_bytes: what training keeps of one image, in float32.
       optimizer: "nag", "sgd" or "adam"; average: whether a moving average is kept.
       gradient_bytes: bytes in which a gradient travels, 4 or 2.

@@ -148,6 +148,17 @@ def read_log(path):
     return lines
 
 
+def logged_speed(path):
+    """Returns the images per second of the training steps in a log.jsonl; None if it has none."""
+    last = steps = seconds = 0
+    for line in read_log(path):
+        if line["kind"] == "training":      # of the steps since the line before
+            steps += line["step"] - last
+            seconds += (line["step"] - last) / line["images_per_second"]
+            last = line["step"]
+    return steps / seconds if seconds else None
+
+
 def draw_curves(workdir):
     """Draws curves.png from log.jsonl: losses, learning rate, metrics over epochs.
 
@@ -194,8 +205,8 @@ def write_result(path, *, measured, expected=None, tolerance=None, seconds, imag
       measured: {name: value} of the final evaluation.
       expected: published value of `main_metric`, or None.
       tolerance: how far below it still counts as reached.
-      seconds: wall time of training; images_per_second: over all workers.
-      parameters: how many numbers the network learns.
+      seconds: wall time of training; images_per_second: over all workers, None if not known.
+      parameters: of the network, as papers count them: frozen ones, too, no running statistics.
       more: further entries.
     """
     result = {"measured": measured, "metric": main_metric, "expected": expected,

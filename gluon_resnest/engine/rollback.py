@@ -8,7 +8,6 @@ from gluon_resnest.engine.finite import NotFinite
 from gluon_resnest.engine.loop import STEPS_AHEAD, fit
 from gluon_resnest.engine.stopping import Stop
 
-POLICIES = ("stop", "rollback")
 ATTEMPTS = 3                 # rollbacks to one checkpoint before the run is given up
 
 _log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ def fit_past_faults(task, update, lr_at, *, comm, log, checkpoints, start, on_na
     leaving out that step alone would meet it again.)
 
     Args:
-      on_nan: one of POLICIES.
+      on_nan: "stop" or "rollback".
       task, update, lr_at, comm, log, checkpoints, start, options: as for `loop.fit`.
 
     Raises:

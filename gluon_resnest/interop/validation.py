@@ -50,7 +50,7 @@ def validate(name, *, size=(64, 64), weights=None):
     """
     try:
         net = zoo.get_model(name)
-        found = {"parameters": _learnable(net)}
+        found = {"parameters": _parameters(net)}
         net.initialize(mx.init.Xavier())
         if weights:
             zoo.load_weights(net, name, str(weights))
@@ -82,8 +82,11 @@ def _against(found):
     return problems
 
 
-def _learnable(net):
-    """Counts parameters whose shape is known before the first image, all of them in our zoo."""
+def _parameters(net):
+    """Counts parameters as papers do: running statistics left out, frozen parts counted.
+
+    Shapes must be known before the first image, as all are in our zoo.
+    """
     count = 0
     for name, parameter in net.collect_params().items():
         if not name.endswith(("running_mean", "running_var")):

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+from gluon_resnest.provenance import short
 from gluon_resnest.reproduction import elsewhere, paper
 from gluon_resnest.reproduction.cost import gpu_hours
 from gluon_resnest.reproduction.results import judge, metrics_of, outcome, read_runs, runs_of
@@ -27,9 +28,11 @@ python tools/render_results.py runs/cifar10/*    # keeps those that are finished
 
 What follows `--` goes to the recipe of every row; `{backbone}` in it becomes the row's own. A table
 whose rows need different data is run in parts, with `--only` and the flags that stand above the
-table; words that a row cannot take, or lacks, are told before the first row begins. A row is
-skipped if there is a finished run, of whatever row, with its settings and seed below `--workdir`;
-an interrupted one goes on.
+table; words that a row cannot take, or lacks, and weights to evaluate that are gone are told before
+the first row begins. What a recipe refuses later, such as data that is not as it should be, ends
+the table, as the next row would meet the same; the same command goes on. A row is skipped if there
+is a finished run, of whatever row, with its settings and seed below `--workdir`; an interrupted one
+goes on.
 
 `runs/imagenet/{backbone}` is what
 `python recipes/imagenet.py --model {backbone} --workdir runs/imagenet/{backbone}` has trained. The
@@ -138,7 +141,7 @@ def _measured(row, runs, recipe, root):
 
 def _history(run):
     """Returns by which commits a run was trained that was continued by another."""
-    commits = [commit[:7] for commit in run.commits]
+    commits = [short(commit) for commit in run.commits]
     return f" by {', then '.join(commits)}" if len(commits) > 1 else ""
 
 
@@ -183,8 +186,8 @@ def _speeds(path):
     flags = " ".join(f"--{name.replace('_', '-')}" + (f" {value}" if value is not True else "")
                      for name, value in settings.items())
     return (f"ours by `tools/benchmark.py {made['kind']} {flags}`, in turns, at "
-            f"{made['commit'][:7]} ({host['cpu']}, {settings['threads']} of {host['cpus']} CPUs): "
-            "median and extremes of the rounds.",
+            f"{short(made['commit'])} ({host['cpu']}, {settings['threads']} of {host['cpus']} "
+            "CPUs): median and extremes of the rounds.",
             {row["competitor"]: f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to "
              f"{row['ratio_high']:.2f})" for row in made["rows"]})
 

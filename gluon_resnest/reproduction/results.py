@@ -1,19 +1,20 @@
 """Finished runs, the rows they belong to, and what several seeds of a row say.
 
 A run belongs to a row if its config.json holds the recipe that the row asks for, whatever the seed
-and the name of the entry, and data and first weights that the row needs.
+and the name of the entry, and data and first weights that the row needs. An evaluation's weights
+are a checkpoint of a training that belongs to the row, too.
 """
 import json
 import re
 import shutil
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gluon_resnest.engine.report import CURVES, RESULT, verdict
 from gluon_resnest.errors import UserError
 from gluon_resnest.reproduction.rows import essence, recipe_of
-from gluon_resnest.run_directory import CONFIG
+from gluon_resnest.run_directory import CONFIG, training_of
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,31 @@ def differences(run, row):
     has = {**defaults, **essence(run.config["recipe"])}
     names = [name for name in {**wanted, **has} if wanted.get(name) != has.get(name)]
     data, named = run.config["data"], dict(row.needs)
-    return names + [flag for flag, pattern in needs_of(row).items()
-                    if (flag in data or flag in named)
-                    and not re.fullmatch(pattern, file_name(data.get(flag)))]
+    names += [flag for flag, pattern in needs_of(row).items()
+              if (flag in data or flag in named)
+              and not re.fullmatch(pattern, file_name(data.get(flag)))]
+    if row.evaluation and not set(_differences_of_weights(run, row)) <= set(names):
+        names.append("weights")
+    return names
+
+
+def _differences_of_weights(run, row):
+    """Returns `differences` of the training that gave the weights of an evaluation."""
+    # Older versions noted their path only, which leads nowhere on another machine.
+    trained = run.config.get("weights_of") or training_of(run.config["data"].get("weights"))
+    if trained is None:
+        return ["weights"]
+    return differences(Run(run.directory, trained, {}), replace(row, evaluation=()))
 
 
 def needs_of(row):
     """Returns {flag: regular expression of the last part of its path}: what a row starts from.
 
-    Where the row does not say: no drawn images, and for a training no weights but a backbone's.
+    Where the row does not say: no drawn images, no boxes that a detector found, and for a training
+    no weights but a backbone's.
     """
     start = {} if row.evaluation else {"weights": "", "backbone_weights": ".+"}
-    return {"data": "(?!synthetic$).*", **start, **dict(row.needs)}
+    return {"data": "(?!synthetic$).*", "detections": "", **start, **dict(row.needs)}
 
 
 def file_name(path):

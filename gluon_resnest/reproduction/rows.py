@@ -169,13 +169,6 @@ def essence(recipe_json):
             if not INESSENTIAL.fullmatch(name)}
 
 
-def recipe_target(recipe, metric):
-    """Returns what a recipe itself expects of a metric; None if it does not say."""
-    if metric in ("top1", "miou", "ap"):
-        return recipe.expected
-    return getattr(recipe, f"expect_{metric}", None)
-
-
 def _module(recipe):
     return f"gluon_resnest.recipes.{recipe}"
 

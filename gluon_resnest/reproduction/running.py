@@ -34,8 +34,8 @@ POLL_SECONDS = 0.2
 # several workers are fewer.
 ENVIRONMENT = dict(os.environ)
 
-_TEST_DEV = ("--val-annotations coco/annotations/image_info_test-dev2017.json "
-             "--val-images coco/test2017")
+# Flags of data that an evaluation on test-dev has no use for, or has its own.
+_OF_TRAINING = re.compile("--(root|backbone-weights|(train|val)-(annotations|images))")
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,21 @@ def steps_of(row, workdir, *, seed=None, extra=()):
     recipe = recipe_of(row)
     if recipe is None or row.server:
         raise UserError(f"row {row.name!r} is not run: {why_not(row)}")
-    ending = "" if seed in (None, recipe.seed) else f"-seed{seed}"
+    seed = recipe.seed if seed is None else seed
+    ending = "" if seed == recipe.seed else f"-seed{seed}"
     extra = [word.replace("{backbone}", backbone_name(recipe.network)) for word in extra]
     shared = [str(_file(row.recipe)), "--model", row.model, *_flags(row.changes),
               *(["--seed", str(seed)] if ending else []), *extra]
     training, alone = Path(workdir) / (row.directory + ending), replace(row, evaluation=())
-    done = _finished(training, alone, extra)
+    done = _finished(training, alone, seed, extra)
     if not done:
-        found = _twin(workdir, alone, recipe.seed if seed is None else seed, extra)
+        found = _twin(workdir, alone, seed, extra)
         training, done = found or training, found is not None
     steps = [Step(row, training, (*shared, "--workdir", str(training)), done)]
     if row.evaluation:
         own = Path(workdir) / (row.evaluated_directory + ending)
         steps.append(Step(row, own, (*shared, *_flags(row.evaluation), "--eval-only",
-                                     "--workdir", str(own)), _finished(own, row, extra),
+                                     "--workdir", str(own)), _finished(own, row, seed, extra),
                           training))
     return steps
 
@@ -92,7 +93,8 @@ def check(step, data=""):
       step: Step; data: flags that its words must have, as `Table.data_of` gives them.
 
     Raises:
-      UserError: naming the row, if the recipe would refuse the words or data is missing.
+      UserError: naming the row, if the recipe would refuse the words or data is missing; or if the
+        weights to evaluate are of a finished training that has no checkpoint any more.
     """
     from gluon_resnest import cli
     told = io.StringIO()
@@ -108,6 +110,8 @@ def check(step, data=""):
     if missing and run.data != "synthetic":
         raise UserError(f"the row {step.row.name!r} also needs {', '.join(missing)}; give behind "
                         f"-- what is like {data}")
+    if step.trained and (step.trained / RESULT).is_file() and not step.done:
+        _last(step.trained, dry=False)
 
 
 def _given(run, flag):
@@ -127,21 +131,54 @@ def why_not(row):
     return row.remark if row.server else ""
 
 
-def by_hand(row, data, workdir="runs"):
+def by_hand(row, data, workdir="runs", *, extra=(), seed=None, workers=1):
     """Returns the command lines of a row that COCO's server judges: training, then evaluation.
 
     Args:
-      row: Row; data: flags of its table; workdir: folder of all runs.
+      row: Row; data: flags of its table, for those that `extra` does not have; workdir: folder of
+        all runs; extra, seed: as in `steps_of`; workers: of Horovod.
     """
-    recipe = recipe_of(row)
-    trained = Path(workdir) / row.recipe / row.server
-    weights = Checkpoints(trained / CHECKPOINTS).path(recipe.length) / MODEL
-    program = f"python recipes/{row.recipe}.py"
-    data = data.replace("{backbone}", backbone_name(recipe.network))
-    trained, weights, judged = map(shlex.quote, map(str, (trained, weights, f"{trained}-test-dev")))
-    return (f"{program} --model {row.server} {data} --workdir {trained}",
-            f"{program} --model {row.model} --eval-only {_TEST_DEV} --weights {weights} "
-            f"--workdir {judged}")
+    recipe = recipe_of(_asked(row, extra))
+    given = {flag: value.replace("{backbone}", backbone_name(recipe.network))
+             for flag, value in {**_by_flag(data.split()), **_by_flag(extra)}.items()}
+    root = Path(given["--root"])
+    if "--train-annotations" in given:          # which, with its like, replaces a root
+        del given["--root"]
+    ending = ""
+    if seed not in (None, recipe.seed):
+        given["--seed"], ending = str(seed), f"-seed{seed}"
+    trained = Path(workdir) / row.recipe / (row.server + ending)
+    program = ["python", *_supervised(workers), f"recipes/{row.recipe}.py"]
+    judged = {flag: value for flag, value in given.items() if not _OF_TRAINING.fullmatch(flag)}
+    return (
+        shlex.join([*program, "--model", row.server, *_words(given), "--workdir", str(trained)]),
+        shlex.join([
+            *program, "--model", row.model, "--eval-only", "--val-annotations",
+            str(root / "annotations/image_info_test-dev2017.json"), "--val-images",
+            str(root / "test2017"), *_words(judged), "--weights",
+            str(Checkpoints(trained / CHECKPOINTS).path(recipe.length) / MODEL),
+            "--workdir", f"{trained}-test-dev"]))
+
+
+def _supervised(workers):
+    """Returns the words that start several workers of a program that follows; [] for one."""
+    return ["-m", "gluon_resnest.engine.supervise", "-np", str(workers), "--"] * (workers > 1)
+
+
+def _by_flag(words):
+    """Returns {flag: value} of the words of a command line, in order; "" has none."""
+    found, flag = {}, ""
+    for word in words:
+        if word.startswith("--"):
+            flag, _, found[flag] = word.partition("=")
+        else:
+            found[flag] = word
+    return found
+
+
+def _words(given):
+    """Returns the words of a command line from {flag: value}."""
+    return [word for flag, value in given.items() for word in (flag, value) if word]
 
 
 def run(step, *, workers=1):
@@ -186,7 +223,8 @@ def _last(trained, dry):
     if found is None:
         if dry:
             return str(trained / CHECKPOINTS / "LAST" / MODEL)
-        raise UserError(f"{trained} has no checkpoint to evaluate; train its row first")
+        raise UserError(f"{trained} has no checkpoint to evaluate; train its row first, anew if "
+                        "it is finished (remove that directory), or choose other rows by --only")
     return str(checkpoints.path_of(found) / MODEL)
 
 
@@ -203,11 +241,12 @@ def _signals_held():
             signal.signal(number, handler)
 
 
-def _finished(directory, row, extra):
+def _finished(directory, row, seed, extra):
     """Returns whether the result of a row, changed by words for its recipe, is there."""
     if not (directory / RESULT).is_file():
         return False
-    others = differences(read_run(directory), _asked(row, extra))
+    run = read_run(directory)
+    others = differences(run, _asked(row, extra)) + ["seed"] * (run.seed != seed)
     if others:
         raise UserError(f"{directory} has the result of another experiment than the row "
                         f"{row.name!r} asks for, with another {', '.join(others)}; give another "
@@ -238,7 +277,7 @@ def _asked(row, words):
     fields = type(recipe_of(row)).__dataclass_fields__
     needs = needs_of(row)
     for flag, pattern in needs.items():
-        name = file_name(given.get(flag))
+        name = file_name(None if flag in fields else given.get(flag))
         needs[flag] = pattern if re.fullmatch(pattern, name) else re.escape(name)
     return replace(row, needs=tuple(needs.items()), changes=(
         *row.changes, *((name, given[name]) for name in given if name in fields)))
