@@ -61,6 +61,11 @@ def _of_32_bits(operator, cast):
     return call
 
 
+def enabled():
+    """Returns the precision of PRECISIONS that this process computes in."""
+    return _enabled
+
+
 def supported(precision, context):
     """Returns whether the device can compute a convolution in `precision`, by trying."""
     kind = amp.amp.bfloat16 if precision == "bfloat16" else precision
