@@ -204,7 +204,7 @@ class _Check:
 
 
 def _numbers(low, high, lengths=(1,)):
-    """Passes a tuple of integers of one of the lengths, each in low..high; of one length 1: bare."""
+    """Passes a tuple of integers of one of the lengths, each in low..high; a bare one if only 1."""
     form = r"(-?\d{1,9})"
     if lengths != (1,):
         form = r"[(\[]?((-?\d{1,9})(, ?-?\d{1,9})*),?[)\]]?"

@@ -19,8 +19,8 @@ from gluon_resnest.losses import Distillation, SoftCrossEntropy, balanced_weight
 from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.norm import few_values, freeze_stages, use_running_statistics
-from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
