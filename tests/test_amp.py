@@ -1,7 +1,8 @@
 """Laws of mixed precision on whole networks.
 
 MXNet rewrites its operators for the whole process, so this file is also the program of a process
-of its own: `python tests/test_amp.py types|train FILE`, `python tests/test_amp.py run WORKDIR`.
+of its own: `python tests/test_amp.py types|train|others FILE`, `python tests/test_amp.py run
+WORKDIR`.
 """
 import argparse
 import dataclasses
@@ -15,7 +16,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import nd
+from mxnet import autograd, nd
 
 from gluon_resnest import cli, execution
 from gluon_resnest.config import ClassificationRecipe
@@ -25,8 +26,11 @@ from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm
 from gluon_resnest.errors import UserError
 from gluon_resnest.losses import Distillation, SoftCrossEntropy
+from gluon_resnest.models.deform import set_deformable_form
+from gluon_resnest.models.detection.roi_heads import MaskHead
+from gluon_resnest.models.resnest import initialize
 from gluon_resnest.tasks.classification import Classification
-from gluon_resnest.zoo import get_model
+from gluon_resnest.zoo import get_model, pose_model, segmentation_model
 
 NETWORKS = ("resnest_tiny", "resnest14", "resnest50_fast_4s2x40d", "resnet50d", "senet50",
             "sknet50")
@@ -63,6 +67,32 @@ def types_of(name):
     return {operator: sorted(kinds) for operator, kinds in seen.items()}
 
 
+def gradient_norm(net, shape):
+    """Returns the size of the gradients of a hybridized network's outputs, a finite number."""
+    initialize(net)
+    net.hybridize(static_alloc=True)
+    with autograd.record():
+        outputs = net(nd.random.uniform(shape=shape))
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        loss = sum(each.astype("float32").square().mean() for each in outputs)
+    loss.backward()
+    return float(sum(parameter.grad().square().sum() for parameter in net.collect_params().values()
+                     if parameter.grad_req != "null").asscalar())
+
+
+def others():
+    """Returns {kind: size of its gradients} of networks that are no plain classifiers."""
+    deformable = get_model("resnest_tiny", classes=5, deform_stages=(3,))
+    set_deformable_form(deformable, "composed")
+    found = {"deformable": gradient_norm(deformable, (2, 3, 40, 48)),
+             "pose": gradient_norm(pose_model("resnest_tiny"), (2, 3, 64, 32)),
+             "masks": gradient_norm(MaskHead(8, 3, convs=1, channels=8), (4, 8, 7, 7))}
+    for head in ("deeplab", "deeplabplus", "psp"):
+        net = segmentation_model(f"{head}_resnest_tiny", 5, head_channels=8)
+        found[head] = gradient_norm(net.before_enlarging(), (2, 3, 41, 50))
+    return found
+
+
 def program(job, file):
     if job == "types":
         mx.contrib.amp.init("bfloat16")              # types need no processor that computes in it
@@ -73,6 +103,9 @@ def program(job, file):
             "--keep", "99", "--data-workers", "0"])
         execution.train(recipe, run, Classification, Comm())
         return
+    elif job == "others":
+        amp.enable("bfloat16", mx.cpu())
+        result = others()
     else:
         task = Classification(RECIPE, RUN, Comm())
         losses = [float(task.update.step(task.losses, batch, 0.05)["loss"].asscalar())
@@ -122,6 +155,12 @@ def test_a_whole_network_trains_in_bfloat16(tmp_path):
     assert seen["kinds"] == ["float32"]
     assert seen["images"] == 6
     assert "already computes in bfloat16" in seen["refusal"]
+
+
+@needs_bfloat16
+def test_networks_with_deconvolutions_joined_maps_and_deformable_convolutions_learn(tmp_path):
+    for kind, size in started("others", tmp_path).items():
+        assert 0 < size < np.inf, kind
 
 
 @needs_bfloat16

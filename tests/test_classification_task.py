@@ -325,3 +325,9 @@ def test_evaluation_is_the_same_on_any_number_of_workers(workers, tmp_path):
 
 if __name__ == "__main__":
     worker(sys.argv[1])
+
+
+@pytest.mark.parametrize("field", ["crop_px", "eval_px"])
+def test_images_too_small_for_the_network_are_refused_before_training(field):
+    with pytest.raises(UserError, match=rf"{field} \(=16\) leaves resnest_tiny a map too small"):
+        make_task(dataclasses.replace(RECIPE, **{field: 16}))

@@ -108,6 +108,18 @@ def test_an_unknown_tensor_of_a_head_is_named(layout, name):
         convert.to_gluon(theirs, model=TINY)
 
 
+def test_anchors_in_files_of_old_detectron2_are_checked_and_dropped():
+    theirs, ours = checkpoint("detectron2")
+    cells = "proposal_generator.anchor_generator.cell_anchors."
+    for level, size in enumerate(DETECTRON2.anchor_sizes):
+        theirs[f"{cells}{level}"] = base_anchors(4 << level, size, DETECTRON2).reshape(-1, 4)
+    done = convert.to_gluon(theirs, model=TINY)
+    assert equal(done.tensors, ours) and len(done.dropped) == len(DETECTRON2.anchor_sizes)
+    theirs[f"{cells}2"] = 2 * theirs[f"{cells}2"]
+    with pytest.raises(UserError, match="anchors of level p4 differ from those"):
+        convert.to_gluon(theirs, model=TINY)
+
+
 def test_a_mis_shaped_tensor_of_a_head_is_named():
     theirs, _ = checkpoint("mmdet")
     theirs["roi_head.bbox_head.fc_reg.weight"] = np.zeros((4, UNITS), np.float32)

@@ -106,6 +106,8 @@ def test_networks_of_equal_shapes_are_named():
     done = convert.to_gluon(tensors)
     assert done.model == "resnest50"
     assert "resnest50_fast_2s1x64d" in done.lookalikes
+    for file in ("resnest50_fast_2s1x64d.pth", "ResNeSt50_fast_2s1x64d.pth"):
+        assert convert.to_gluon(tensors, file_name=file).model == "resnest50_fast_2s1x64d"
 
 
 def test_an_exported_graph_file_becomes_the_saved_file(tmp_path):

@@ -131,3 +131,13 @@ def test_forms_of_a_net_are_set_together():
 def test_what_it_cannot_do_is_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_a_cast_layer_computes_in_its_type_in_both_forms():
+    layer, x = layer_and_input()
+    expected = layer(x).asnumpy()
+    layer.cast("float64")
+    layer.set_form("composed")
+    found = layer(x.astype("float64"))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-4)

@@ -349,3 +349,13 @@ def test_detectors_are_told_to_use_the_plain_export(tmp_path):
 
 def test_exported_paths_are_those_of_the_target(tmp_path):
     assert [file.name for file in export.files_of(tmp_path / "x", "onnx")] == ["x.onnx", "x.json"]
+
+
+def test_a_variable_called_self_is_no_classifiers(tmp_path):
+    symbol = mx.sym.FullyConnected(mx.sym.Flatten(mx.sym.var("data")), mx.sym.var("self"),
+                                   mx.sym.var("bias"), num_hidden=3)
+    symbol.save(str(tmp_path / "x-symbol.json"))
+    nd.save(str(tmp_path / "x-0000.params"), {"arg:self": nd.ones((3, 12)), "arg:bias": nd.ones(3)})
+    card = dataclasses.replace(CARD, classes=3, crop_px=32, sha256=None, class_names=None)
+    with pytest.raises(UserError, match="do not make a classifier: a variable is called 'self'"):
+        deployed.load_pair(tmp_path / "x", card)

@@ -8,6 +8,7 @@ from mxnet import autograd, nd
 from mxnet.gluon import nn
 
 from gluon_resnest import get_model
+from gluon_resnest.errors import UserError
 from gluon_resnest.models.dropout import Dropout
 
 # The command line's environment comes first: it gives each GPU one generator.
@@ -71,3 +72,9 @@ def test_every_network_drops_by_this_layer(name):
     net = get_model(name, **({} if "tiny_ade" in name else {"final_drop": 0.2}))
     net.apply(lambda block: layers.append(block) if isinstance(block, nn.Dropout) else None)
     assert layers and all(type(layer) is Dropout for layer in layers)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 2])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    with pytest.raises(UserError, match=rf"a dropout rate lies in \[0, 1\), got {rate}"):
+        get_model("resnest_tiny", final_drop=rate)

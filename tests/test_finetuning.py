@@ -20,12 +20,14 @@ from class_folders import RECIPE, write_images, write_parts
 from horovod_job import launch
 
 from gluon_resnest import cli, execution, zoo
+from gluon_resnest.engine import amp
 from gluon_resnest.engine.checkpoints import Checkpoints
 from gluon_resnest.engine.comm import Comm, connect
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.predictor import Predictor
 from gluon_resnest.losses import balanced_weights
 from gluon_resnest.models.norm import few_values
+from gluon_resnest.tasks import finetuning
 from gluon_resnest.tasks.finetuning import NETWORKS, FineTuning
 from gluon_resnest.tasks.finetuning_data import open_folders
 
@@ -290,6 +292,14 @@ def test_the_exported_network_is_the_best_checkpoint(finished, folder):
     logged = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     best = max(line["metrics"]["top1"] for line in logged if line["kind"] == "evaluation")
     assert result["measured"]["top1"] == best
+
+
+def test_a_process_of_16_bits_tells_the_command_that_exports(finished, monkeypatch, caplog):
+    """MXNet's operators stay rewritten, so that files of float32 cannot be compared there."""
+    monkeypatch.setattr(amp, "_enabled", "bfloat16")
+    monkeypatch.setattr(finetuning, "export_classifier", None)
+    finetuning._export(finished[0])
+    assert f"tools/export_model.py {finished[0]} --out {finished[0]}/exported" in caplog.text
 
 
 def test_the_same_command_again_only_concludes(finished, folder):

@@ -68,6 +68,7 @@ ATTRIBUTE_FAULTS = [
     ("bn", "output_mean_var", "True", "False"),
     ("pool", "pool_type", "lp", "avg or max"),
     ("fc", "num_hidden", "0", "integers from 1"),
+    ("fc", "num_hidden", "(5,)", "integers from 1"),
 ]
 
 

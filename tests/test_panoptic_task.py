@@ -303,6 +303,7 @@ def test_labels_stand_inside_of_their_segments_and_outlines_between_them():
     mask = np.zeros((9, 12), bool)
     mask[1:8, 2:5] = mask[3:6, 2:11] = True
     assert inner_pixel(mask) == (4, 4)
+    assert inner_pixel(np.ones((601, 801), bool)) == (300, 400)
     ids = np.array([[1, 1, 2], [1, 1, 2], [3, 3, 2]])
     np.testing.assert_array_equal(outlines(ids), [[0, 1, 0], [1, 1, 0], [0, 1, 0]])
 

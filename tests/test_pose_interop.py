@@ -85,6 +85,17 @@ def test_joints_are_those_of_the_crop_moved_into_the_image(exported):
     np.testing.assert_allclose(found, decode(heat) + [11, 17, 0], atol=1e-3)
 
 
+def test_a_diverging_image_leaves_the_others_their_answers(photo):
+    def forward(images):
+        return np.full((len(images), 17, 24, 16), next(values), np.float32)
+
+    values = iter([np.nan, 1, 1])
+    card = dataclasses.replace(CARD, flip="none")
+    broken, sound = PosePredictor(forward, card).answer([photo, photo])
+    assert "NaN" in broken.problem and broken.joints.size == 0
+    assert sound.problem is None and sound.joints.shape == (1, 17, 3)
+
+
 def test_no_box_is_no_person(exported):
     net, _ = exported
     image = np.zeros((20, 20, 3), np.uint8)
@@ -127,7 +138,8 @@ def test_a_damaged_parameter_file_is_noticed(exported, tmp_path):
 
 
 @pytest.mark.parametrize("content", [[], {"a.png": [[1, 2, 0, 4]]}, {"a.png": "x"},
-                                     {"a.png": [[1, 2, 3]]}])
+                                     {"a.png": [[1, 2, 3]]}, {"a.png": [[1, 2, 3, 4, 0.9]] * 4},
+                                     {"a.png": [[1, 2], [3, 4]]}])
 def test_box_files_of_another_kind_are_refused(tmp_path, content):
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="must hold"):

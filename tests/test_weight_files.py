@@ -66,6 +66,18 @@ def test_the_moving_average_is_taken_only_when_asked_for(file):
     assert set(averaged.tensors) == {"grid"}
 
 
+@pytest.mark.parametrize("ema", [False, True])
+def test_the_weights_of_mmengine_are_their_moving_average(tmp_path, ema):
+    """MMEngine's EMAHook exchanges the two when it saves."""
+    average, raw = np.float32([1, 2]), np.float32([3, 4])
+    (tmp_path / "epoch.pkl").write_bytes(pickle.dumps(
+        {"state_dict": {"a": average}, "ema_state_dict": {"module.a": raw}}, protocol=2))
+    found = read_weights(str(tmp_path / "epoch.pkl"), ema=ema)
+    assert list(found.tensors) == ["a"]
+    np.testing.assert_array_equal(found.tensors["a"], average)
+    assert any("their moving average" in note for note in found.notes)
+
+
 def test_asking_for_an_absent_moving_average_is_refused(small):
     with pytest.raises(UserError, match="no moving average"):
         read_weights(small["torch"], ema=True)

@@ -1,4 +1,6 @@
 """Mixed precision: convolutions and matrix products in 16 bits, parameters and sums in 32."""
+import functools
+
 import mxnet as mx
 from mxnet.contrib import amp
 
@@ -32,8 +34,36 @@ def enable(precision, context):
     if not supported(precision, context):
         raise UserError(f"{context} cannot compute in {precision}: CPUs take bfloat16 if they have "
                         "AVX-512, never float16; use --precision float32, or another device")
-    amp.init(target_dtype=precision)
+    amp.init(target_dtype=precision, fp32_ops=_in_32_bits(precision))
+    if precision == "bfloat16":
+        for operators in (mx.nd, mx.sym):
+            operators.Deconvolution = _of_32_bits(operators.Deconvolution, operators.amp_cast)
     _enabled = precision
+
+
+def _in_32_bits(precision):
+    """Returns the names of the operators that MXNet is to give float32, its own list mended."""
+    own = (amp.lists.symbol_bf16 if precision == "bfloat16" else amp.lists.symbol_fp16).FP32_FUNCS
+    names = set(own) - {"_arange"}      # has no input, and fails if wrapped
+    if precision == "bfloat16":
+        # MXNet leaves Concat as it is, which refuses inputs of both types. Casting the weight of a
+        # hybridized Deconvolution ends the process in the backward pass: `enable` casts its data.
+        names = names - {"Deconvolution"} | {"Concat", "concat"}
+    return sorted(names)
+
+
+def _of_32_bits(operator, cast):
+    """Returns an operator that casts its first input, and it alone, to float32."""
+    @functools.wraps(operator)
+    def call(data, *args, **kwargs):
+        return operator(cast(data, dtype="float32"), *args, **kwargs)
+
+    return call
+
+
+def enabled():
+    """Returns the precision of PRECISIONS that this process computes in."""
+    return _enabled
 
 
 def supported(precision, context):

@@ -2,8 +2,6 @@
 import mxnet as mx
 import numpy as np
 
-_ARRAYS_AT_ONCE = 200        # MXNet's kernel takes a limited number of arguments
-
 
 class NotFinite(FloatingPointError):
     """Training has met a number that is not finite; raised on all workers together.
@@ -27,7 +25,5 @@ def all_finite(arrays):
     So a norm above 1.8e19 counts as infinite. MXNet's own `multi_all_finite` takes fifteen times
     as long on a CPU.
     """
-    chunks = [arrays[start:start + _ARRAYS_AT_ONCE]
-              for start in range(0, len(arrays), _ARRAYS_AT_ONCE)]
-    squares = [mx.nd.multi_sum_sq(*chunk, num_arrays=len(chunk)) for chunk in chunks]
-    return all(bool(np.isfinite(found.asnumpy()).all()) for found in squares)
+    squares = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays))
+    return bool(np.isfinite(squares.asnumpy()).all())

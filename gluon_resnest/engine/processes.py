@@ -26,7 +26,8 @@ def descendants(pid=None):
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):                    # it has ended meanwhile
             # The command in parentheses may hold anything; state and parent follow the last one.
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            stat = path.read_text(errors="replace")
+            state, parent = stat.rpartition(")")[2].split()[:2]
             if state not in "ZX":
                 children.setdefault(int(parent), []).append(int(path.parent.name))
     found, waiting = [], [pid or os.getpid()]

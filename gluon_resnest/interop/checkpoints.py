@@ -31,7 +31,8 @@ from gluon_resnest.interop.weights import read_params
 MAX_BYTES = 8 << 30
 MAX_GROWTH = 16             # bytes in memory per byte of the file; bool to int64 needs 8
 WRAPPERS = ("state_dict", "model")
-EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict")
+EMA_WRAPPERS = ("state_dict_ema", "model_ema")
+_SWAPPED = "ema_state_dict"     # MMEngine: the raw weights, `state_dict` being their average
 
 _LEGACY_HEAD = b"\x80\x02\x8a\x0a" + torch_file.LEGACY_MAGIC.to_bytes(10, "little")
 _PARAMS_HEAD = struct.pack("<Q", params_file.LIST_MAGIC)
@@ -52,8 +53,8 @@ def read_weights(path: str, *, ema: bool = False) -> WeightFile:
 
     Args:
       path: the file.
-      ema: take the moving average of the weights (`state_dict_ema`, `model_ema`,
-        `ema_state_dict`) instead of the weights.
+      ema: take the moving average of the weights (`state_dict_ema`, `model_ema`, or `state_dict`
+        of MMEngine's files that have an `ema_state_dict`) instead of the weights.
 
     Raises:
       UserError: the file is missing, no weight file, damaged, hostile, or holds no EMA weights.
@@ -107,6 +108,9 @@ _READERS = {"torch": torch_file.read_zip, "torch-old": torch_file.read_legacy,
 
 def _unwrap(tree, ema):
     """Chooses the dictionary of weights inside training checkpoints; returns it and remarks."""
+    if all(isinstance(tree.get(key), dict) for key in ("state_dict", _SWAPPED)):
+        return tree["state_dict"], (f"weights taken from 'state_dict', their moving average: "
+                                    f"MMEngine keeps the raw ones in {_SWAPPED!r}",)
     averages = [key for key in EMA_WRAPPERS if isinstance(tree.get(key), dict)]
     if ema:
         if not averages:

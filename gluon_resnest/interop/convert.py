@@ -189,8 +189,8 @@ def _spelled(found):
 
 
 def _named(candidates: Sequence[str], file_name: str):
-    """Chooses the longest candidate the file name contains, else the first."""
-    named = sorted((name for name in candidates if name in file_name), key=len)
+    """Chooses the longest candidate the file name contains in any case, else the first."""
+    named = sorted((name for name in candidates if name in file_name.lower()), key=len)
     return named[-1] if named else candidates[0]
 
 

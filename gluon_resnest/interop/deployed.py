@@ -304,6 +304,8 @@ def _block(graph, arrays, ctx, card, lower):
 
 def _check_shapes(symbol, shapes, card):
     """Infers every shape for one image, before memory is asked for."""
+    if "self" in shapes:                # an argument of MXNet's shape inference
+        raise _Unfit("a variable is called 'self'")
     shapes = {INPUT: card.input_shape, **shapes}
     _, every, _ = symbol.get_internals().infer_shape_partial(**shapes)
     if 4 * sum(np.prod(shape, dtype=float) for shape in every) > _MAX_ACTIVATION_BYTES:

@@ -204,9 +204,13 @@ class _Check:
 
 
 def _numbers(low, high, lengths=(1,)):
-    """Passes an integer, or a tuple of integers of one of the lengths, each in low..high."""
+    """Passes a tuple of integers of one of the lengths, each in low..high; a bare one if only 1."""
+    form = r"(-?\d{1,9})"
+    if lengths != (1,):
+        form = r"[(\[]?((-?\d{1,9})(, ?-?\d{1,9})*),?[)\]]?"
+
     def test(text):
-        body = re.fullmatch(r"[(\[]?((-?\d{1,9})(, ?-?\d{1,9})*),?[)\]]?", text)
+        body = re.fullmatch(form, text)
         numbers = [int(number) for number in body[1].split(",")] if body else []
         return len(numbers) in lengths and all(low <= number <= high for number in numbers)
     size = "" if lengths == (1,) else f" ({' or '.join(map(str, lengths))} of them)"
@@ -334,7 +338,8 @@ OPERATORS = {
         ("coord_start", "score_index", "id_index")),
     "topk": _Rule((1, 1), {"k": _numbers(1, 1 << 20), "axis": _one_of("1"),
                            "ret_typ": _one_of("both", "indices")}, ("k", "axis")),
-    "broadcast_axis": _Rule((1, 1), {"axis": _AXIS, "size": _numbers(1, 1 << 20)},
+    "broadcast_axis": _Rule((1, 1), {"axis": _numbers(-4, 3, (1, 2)),
+                                     "size": _numbers(1, 1 << 20, (1, 2))},
                             ("axis", "size")),
     "reshape_like": _Rule((2, 2), {name: _numbers(0, 4) for name in (
         "lhs_begin", "lhs_end", "rhs_begin", "rhs_end")}),

@@ -107,8 +107,12 @@ _GLUONCV: Rules = (
 )
 _ANCHORS: Dropped = ((r"^rpn\.anchor_generator\.\d\.anchors$", "made by the network"),)
 
+_CELLS: Dropped = ((r"^proposal_generator\.anchor_generator\.cell_anchors\.\d$",
+                    "made by the network"),)
+
 HEADS = (
-    Heads("detectron2", DETECTOR, "detectron2", "backbone.bottom_up.", _DETECTRON2, "detectron2"),
+    Heads("detectron2", DETECTOR, "detectron2", "backbone.bottom_up.", _DETECTRON2, "detectron2",
+          dropped=COUNTERS + PIXELS + _CELLS),
     Heads("mmdetection", DETECTOR, "mmdet", "backbone.", _MMDETECTION, "mmdetection"),
     Heads("GluonCV", DETECTOR, "gluon-symbol-sync", "features.resnest_", _GLUONCV, "gluoncv",
           background_first=True, fixed_scales=r"^features\.fpn\..*\.gamma$", dropped=_ANCHORS),

@@ -56,13 +56,12 @@ def outlines(ids):
 def inner_pixel(mask):
     """Returns (row, column) of a pixel of a mask far from its border, where a label may stand.
 
-    The mask is eroded, by crosses of one pixel, as long as something is left.
+    Of the pixels farthest from what is outside, in steps to neighbours, the middle one.
     """
-    while True:
-        padded = np.pad(mask, 1)
-        smaller = (mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2]
-                   & padded[1:-1, 2:])
-        if not smaller.any():
-            rows, columns = np.nonzero(mask)
-            return int(rows[len(rows) // 2]), int(columns[len(rows) // 2])
-        mask = smaller
+    steps = np.pad(mask, 1) * np.int32(sum(mask.shape))     # more than there can be
+    for axis in (0, 1):
+        along = np.expand_dims(np.arange(steps.shape[axis], dtype=np.int32), 1 - axis)
+        for _ in ("forth", "back"):
+            steps = np.flip(np.minimum.accumulate(steps - along, axis=axis) + along, axis)
+    rows, columns = np.nonzero(steps[1:-1, 1:-1] == steps.max())
+    return int(rows[len(rows) // 2]), int(columns[len(rows) // 2])

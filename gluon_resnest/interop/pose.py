@@ -171,7 +171,7 @@ class PosePredictor:
         return np.stack(persons)
 
     def answer(self, files, boxes=None):
-        """Yields the `PoseAnswer` of each image file; a file that is no image has a problem.
+        """Yields the `PoseAnswer` of each image file; one without an answer has a problem.
 
         Args:
           files: paths.
@@ -180,13 +180,13 @@ class PosePredictor:
         for file in map(Path, files):
             try:
                 image = image_files.load(file)
+                height, width = image.shape[:2]
+                own = [[0, 0, width, height]] if boxes is None else boxes.get(file.name, [])
+                own = np.array(own, float).reshape(-1, 4)
+                answer = PoseAnswer(file, own, self.predict(image, own))
             except UserError as error:
-                yield PoseAnswer(file, np.zeros((0, 4)), np.zeros((0, 0, 3)), str(error))
-                continue
-            height, width = image.shape[:2]
-            own = [[0, 0, width, height]] if boxes is None else boxes.get(file.name, [])
-            own = np.array(own, float).reshape(-1, 4)
-            yield PoseAnswer(file, own, self.predict(image, own))
+                answer = PoseAnswer(file, np.zeros((0, 4)), np.zeros((0, 0, 3)), str(error))
+            yield answer
 
 
 def read_boxes(file):
@@ -225,8 +225,12 @@ def boxes_of(files, boxes, source):
 def _box_array(rows):
     """Returns boxes as float (P, 4), or None if they are none."""
     try:
-        boxes = np.array(rows, float).reshape(-1, 4)
+        boxes = np.array(rows, float)
     except (TypeError, ValueError):
+        return None
+    if boxes.shape == (0,):
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
         return None
     return boxes if np.isfinite(boxes).all() and (boxes[:, 2:] > 0).all() else None
 

@@ -58,7 +58,7 @@ def recognise(tensors: Dict[str, np.ndarray], naming: WholeNaming, backbone: str
     if naming.heads.kind == DETECTOR:
         conventions = _conventions(naming, conventions)
         _check_pixels(tensors, naming, conventions)
-        _check_anchors(tensors, conventions)
+        _check_anchors(tensors, naming, conventions)
         return _detector(naming.cascade, shape, has, backbone, deform_stages, conventions)
     joints = shape("final_layer.weight")[0]
     net = zoo.pose_model(backbone, joints)
@@ -136,14 +136,20 @@ def _check_pixels(tensors, naming, conventions):
                 "other Conventions")
 
 
-def _check_anchors(tensors, conventions):
-    """Raises a UserError if the file holds anchors, as GluonCV's do, and they are other ones."""
+def _check_anchors(tensors, naming, conventions):
+    """Raises a UserError if the file holds anchors and they are other ones.
+
+    Those of GluonCV are (..., 4 A) of all positions, those of old detectron2 (A, 4) of one.
+    """
+    root = naming.backbone.prefix[:-len(naming.heads.before)]
     for level, size in enumerate(conventions.anchor_sizes):
-        found = tensors.get(f"rpn.anchor_generator.{level}.anchors")
         expected = base_anchors(4 << level, size, conventions)
-        if found is not None and not (
-                found.shape[-1:] == (expected.size,)
-                and np.allclose(found.reshape(-1, expected.size)[0], expected.ravel(), atol=1e-2)):
+        grid = tensors.get(f"rpn.anchor_generator.{level}.anchors")
+        cell = tensors.get(f"{root}proposal_generator.anchor_generator.cell_anchors.{level}")
+        if not ((grid is None or grid.shape[-1:] == (expected.size,) and np.allclose(
+                    grid.reshape(-1, expected.size)[0], expected.ravel(), atol=1e-2))
+                and (cell is None or cell.shape == (expected.size // 4, 4) and np.allclose(
+                    cell, expected.reshape(-1, 4), atol=1e-2))):
             raise UserError(
                 f"the file's anchors of level p{level + 2} differ from those of the conventions "
                 f"{conventions.name!r}, {conventions.anchor_sizes} pixels of height over width "

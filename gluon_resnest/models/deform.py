@@ -46,7 +46,7 @@ class DeformableConv2D(nn.HybridBlock):
         self._padding = dilation
         self._channels, self._in_channels, self._groups = channels, in_channels, groups
         self._deformable_groups = deformable_groups
-        self._form = "fused"
+        self._form, self._dtype = "fused", "float32"
         self.weight = self.params.get("weight", shape=(channels, in_channels // groups,
                                                        KERNEL, KERNEL))
         self.offset = nn.Conv2D(27 * deformable_groups, KERNEL, strides, padding, dilation,
@@ -58,6 +58,10 @@ class DeformableConv2D(nn.HybridBlock):
         check_choice("form of deformable convolutions", form, FORMS)
         self._form = form
         self._clear_cached_op()
+
+    def cast(self, dtype):
+        super().cast(dtype)
+        self._dtype = dtype
 
     def hybrid_forward(self, F, x, weight):
         groups = self._deformable_groups
@@ -81,8 +85,9 @@ class DeformableConv2D(nn.HybridBlock):
         """
         groups, samples = self._deformable_groups, self._in_channels * _POSITIONS
         bordered = F.pad(x, mode="constant", pad_width=(0,) * 4 + (1,) * 4, constant_value=0)
-        one_each = F.reshape(F.one_hot(F.arange(_POSITIONS), depth=_POSITIONS),
-                             shape=(_POSITIONS, 1, KERNEL, KERNEL))
+        one_each = F.reshape(
+            F.one_hot(F.arange(_POSITIONS), depth=_POSITIONS, dtype=self._dtype),
+            shape=(_POSITIONS, 1, KERNEL, KERNEL))
         columns = F.contrib.DeformableConvolution(
             bordered, offset, F.tile(one_each, reps=(self._in_channels, 1, 1, 1)),
             num_filter=samples, num_group=self._in_channels, num_deformable_group=groups,

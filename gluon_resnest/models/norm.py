@@ -108,13 +108,13 @@ def freeze(block):
     for param in block.collect_params().values():
         param.grad_req = "null"
 
-    def use_running_statistics(layer):
+    def fix(layer):
         if isinstance(layer, nn.BatchNorm):
             layer._kwargs["use_global_stats"] = True
         if isinstance(layer, nn.HybridBlock):
             layer._clear_cached_op()
 
-    block.apply(use_running_statistics)
+    block.apply(fix)
 
 
 def use_running_statistics(net, names):

@@ -165,7 +165,7 @@ class Backbone(TwoGraphs):
         """Returns (c2, c3, c4, c5), the outputs of the four stages.
 
         Their channels are `feature_channels`; the map of stride s has ceil(H/s) by ceil(W/s)
-        pixels.
+        pixels. Images of 32 by 32 pixels are large enough; a map of one pixel cannot be halved.
         """
         c2 = self.layer1(chain(x, self.conv1, self.bn1, self.relu, self.maxpool))
         c3 = self.layer2(c2)

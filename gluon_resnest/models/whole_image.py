@@ -10,6 +10,7 @@ import numpy as np
 from mxnet import autograd, nd
 
 from gluon_resnest.errors import UserError, check_choice, diverged
+from gluon_resnest.models.resizing import resized
 
 RULES = ("exp", "softmax")
 STRIDE = 2 / 3              # of neighbouring windows, in windows
@@ -68,7 +69,7 @@ class WholeImage:
         """Returns the class of every pixel, int32 (H, W) numpy, of an image (3, H, W) float32.
 
         Raises:
-          UserError: if the network gives NaN or infinity.
+          UserError: if the network gives NaN or infinity, or a side is too long to be resized.
         """
         best, labels = self._best(self.scores(image), *image.shape[1:])
         if not (best.min() >= _LEAST_SUM and best.max() < np.inf):
@@ -123,19 +124,19 @@ class WholeImage:
         factor = longer / max(height, width)
         size = tuple(longer if side == max(height, width) else max(1, int(side * factor + 0.5))
                      for side in (height, width))
-        resized = self._padded(_resized(image, *size))
-        tops, lefts = (window_starts(side, self._window) for side in resized.shape[2:])
+        canvas = self._padded(_resized(image, *size))
+        tops, lefts = (window_starts(side, self._window) for side in canvas.shape[2:])
         places = [(top, left) for top in tops for left in lefts]
         total = count = None
         for start in range(0, len(places), self._batch):
             some = places[start:start + self._batch]
             scores = self._of_windows(
-                nd.concat(*(resized[self._window_at(*place)] for place in some), dim=0), wide)
+                nd.concat(*(canvas[self._window_at(*place)] for place in some), dim=0), wide)
             if len(places) == 1:
                 return scores.part(np.s_[:, :, :size[0], :size[1]])
             if start == 0:
-                count = nd.zeros((1, 1, *resized.shape[2:]), ctx=self._ctx)
-                total = Scores(nd.zeros((1, scores.values.shape[1], *resized.shape[2:]),
+                count = nd.zeros((1, 1, *canvas.shape[2:]), ctx=self._ctx)
+                total = Scores(nd.zeros((1, scores.values.shape[1], *canvas.shape[2:]),
                                         ctx=self._ctx), count - np.inf if wide else None)
             for number, place in enumerate(some):
                 where = self._window_at(*place)
@@ -219,4 +220,4 @@ def _stretched(scores, axis, size):
 def _resized(maps, height, width):
     if maps.shape[2:] == (height, width):
         return maps
-    return nd.contrib.BilinearResize2D(maps, height=height, width=width)
+    return resized(maps, height, width)

@@ -20,6 +20,7 @@ from gluon_resnest.metrics import TopK
 from gluon_resnest.models.dropblock import set_drop_prob, set_drop_rule
 from gluon_resnest.models.norm import few_values, freeze_stages, use_running_statistics
 from gluon_resnest.models.resnest import initialize
+from gluon_resnest.models.sync_batch_norm import plain_batch_norm
 from gluon_resnest.tasks import trained_run
 from gluon_resnest.tasks.classification_data import (
     evaluation_images, held_out_images, training_images)
@@ -79,6 +80,7 @@ class Classification:
         enable(recipe.precision, self._context)
         mx.random.seed(recipe.seed)
         self.net = _network(recipe, comm, self._context)
+        _check_sides(self.net, recipe, ("eval_px",) if run.eval_only else ("crop_px", "eval_px"))
         if not run.eval_only:
             _look_for_few_values(self.net, recipe, comm)
         if run.weights:
@@ -287,6 +289,19 @@ def _network(recipe, comm, context):
     set_drop_prob(net, recipe.dropblock / recipe.epochs)
     initialize(net, ctx=context)
     return net
+
+
+def _check_sides(net, recipe, fields):
+    """Raises a UserError unless a network can compute images of the sides in a recipe's fields."""
+    with plain_batch_norm(net):
+        logits = net(mx.sym.var("data"))
+    for field in fields:
+        side = getattr(recipe, field)
+        try:
+            logits.infer_shape(data=(1, 3, side, side))
+        except mx.MXNetError as error:
+            raise UserError(f"{field} (={side}) leaves {recipe.network} a map too small to be "
+                            "pooled; give a larger one, for example 32") from error
 
 
 def _look_for_few_values(net, recipe, comm):

@@ -10,6 +10,7 @@ from mxnet.gluon import nn
 
 from gluon_resnest.config import ClassificationRecipe, override
 from gluon_resnest.data.classification import list_folder
+from gluon_resnest.engine import amp
 from gluon_resnest.errors import UserError
 from gluon_resnest.interop.evaluation_drawing import Mistake, draw_confusion, draw_mistakes
 from gluon_resnest.interop.export import export_classifier
@@ -115,6 +116,8 @@ class FineTuning(Classification):
 
     def conclude(self, workdir, checkpoints, metrics):
         """Judges the best checkpoint, as it was saved, on test/ too, draws and exports it.
+
+        A process of 16 bits logs the command that exports it instead.
 
         Args:
           workdir, checkpoints: of the run; metrics: of its last evaluation.
@@ -250,7 +253,12 @@ class _Headless(nn.Block):
 
 
 def _export(workdir):
-    """Exports the best network of a run."""
+    """Exports the best network of a run; tells the command where this process cannot."""
+    if amp.enabled() != "float32":
+        # Files hold a float32 network, and MXNet cannot build one here to compare them with.
+        _log.warning("not exported, for this process computes in %s; run python "
+                     "tools/export_model.py %s --out %s", amp.enabled(), workdir, workdir / EXPORT)
+        return
     net, card = trained_run.open_classifier(workdir)
     export_classifier(net, workdir / EXPORT, card)
     _log.info("exported %s", workdir / EXPORT)

@@ -6,6 +6,7 @@ from mxnet import nd
 
 from gluon_resnest.models.detection.inference import Found, detect_views
 from gluon_resnest.models.detection.inference import in_originals as found_in_originals
+from gluon_resnest.models.resizing import resized
 
 
 class Seen(NamedTuple):
@@ -67,8 +68,7 @@ def enlarged(logits, size, original):
     """
     height, width = (int(side) for side in size)
     cut = logits[:, :height, :width].astype("float32", copy=False).expand_dims(0)
-    return nd.contrib.BilinearResize2D(cut, height=int(original[0]), width=int(original[1]),
-                                       align_corners=False)[0]
+    return resized(cut, int(original[0]), int(original[1]), align_corners=False)[0]
 
 
 def classes(values):
