@@ -170,6 +170,7 @@ def test_a_resumed_run_in_bfloat16_equals_the_undisturbed_bit_for_bit(tmp_path):
     for step in (3, 4):
         folder = f"checkpoints/step-{step:08d}"
         shutil.copytree(tmp_path / "whole" / folder, tmp_path / str(step) / folder)
+        shutil.copy(tmp_path / "whole/config.json", tmp_path / str(step))
         assert trained(tmp_path / str(step)) == expected, step
 
 

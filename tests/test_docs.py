@@ -14,7 +14,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_INDENTED = re.compile(r"^ {4}\S.*\n", re.MULTILINE)
+_INDENTED = re.compile(r"^ {4}.*\n", re.MULTILINE)
 _PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"((?:tools|recipes)/\w+\.py)([^|;&>#\n]*)")
 _FLAG = re.compile(r"(?<!\S)(--[a-z][\w-]*)")

@@ -226,6 +226,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(capsys, tmp_path, coco):
     assert run(capsys, "a", *words(coco, tmp_path / "saved"), "--save-every", "1", "--keep",
                "9")[0] == 0
     shutil.copytree(tmp_path / "saved" / inside, tmp_path / "inside" / inside)
+    shutil.copy(tmp_path / "saved/config.json", tmp_path / "inside")
     assert run(capsys, "a", *words(coco, tmp_path / "inside"))[0] == 0
     assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "inside" / file).read_bytes()
 

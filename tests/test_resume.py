@@ -75,6 +75,7 @@ def test_resume_at_a_step_equals_the_uninterrupted_run(step, data_workers, undis
     """In the first, a middle and the last epoch; with 0, 1 and 2 loader processes."""
     shutil.copytree(undisturbed / "checkpoints" / f"step-{step:08d}",
                     tmp_path / f"checkpoints/step-{step:08d}")
+    shutil.copy(undisturbed / "config.json", tmp_path)
     train(tmp_path, rec, *SAVES, "--data-workers", data_workers)
     for later in range(step + 1, STEPS_PER_EPOCH * EPOCHS + 1):
         assert bits(tmp_path, later) == bits(undisturbed, later), later
